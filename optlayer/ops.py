@@ -145,7 +145,7 @@ def _qp_fake(
         *counts,
         q.new_empty(*batch, n),
         *rays,
-        q.new_empty(*batch, 3 * n + 2 * (p + m) + 2, dtype=torch.float64),
+        q.new_empty(*batch, 2 * n + 2 * (p + m) + 2, dtype=torch.float64),
         q.new_empty(*batch, n * n + k * k + n + k if keep_factor else 0, dtype=torch.float64),
         q.new_empty(*batch, k, dtype=torch.int64),
     )
@@ -176,7 +176,10 @@ torch.library.register_fake("optlayer::kkt_solve", _kkt_solve_fake, lib=library)
 
 
 def map_batch(
-    function: Callable[..., tuple[Tensor, ...]], cores: Sequence[int], in_dims: Sequence[int | None], args: Sequence[Any]
+    function: Callable[..., tuple[Tensor, ...]],
+    cores: Sequence[int],
+    in_dims: Sequence[int | None],
+    args: Sequence[Any],
 ) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
     """The vmap rule of a function whose leading dimensions broadcast.
 
