@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The heart: the symmetric KKT system of a quadratic program, scaled, factorised, solved and kept."""

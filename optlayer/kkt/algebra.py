@@ -1,0 +1,69 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Batched linear algebra in the few forms that the KKT system needs.
+
+Shapes: matrices are (B, rows, cols), vectors (B, k), and a block of R right-hand sides (B, k, R).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+# Added to the unit diagonal of a Jacobi-scaled matrix when rounding makes its Cholesky factorisation break down.
+BUMPS = (1e-14, 1e-12, 1e-10, 1e-8)
+
+
+def mv(M: Tensor, x: Tensor) -> Tensor:
+    """M x."""
+    return torch.matmul(M, x.unsqueeze(-1)).squeeze(-1)
+
+
+def tmv(M: Tensor, y: Tensor) -> Tensor:
+    """M' y."""
+    return torch.matmul(y.unsqueeze(-2), M).squeeze(-2)
+
+
+def dot(x: Tensor, y: Tensor) -> Tensor:
+    """x'y, element by element of the batch."""
+    return (x * y).sum(-1)
+
+
+def norm(x: Tensor) -> Tensor:
+    """The infinity norm of each vector; zero for a vector without entries."""
+    if x.shape[-1] == 0:
+        return x.new_zeros(x.shape[:-1])
+    return torch.linalg.vector_norm(x, float("inf"), dim=-1)
+
+
+def highest(x: Tensor) -> Tensor:
+    """The largest entry of each vector or zero, whichever is greater."""
+    if x.shape[-1] == 0:
+        return x.new_zeros(x.shape[:-1])
+    return x.amax(-1).clamp(min=0)
+
+
+def lower_solve(L: Tensor, R: Tensor) -> Tensor:
+    """L^-1 R for a lower triangular L."""
+    return torch.linalg.solve_triangular(L, R, upper=False)
+
+
+def lower_solve_transposed(L: Tensor, R: Tensor) -> Tensor:
+    """L^-T R for a lower triangular L."""
+    return torch.linalg.solve_triangular(L.mT, R, upper=True)
+
+
+def cholesky(M: Tensor) -> tuple[Tensor, Tensor]:
+    """The lower Cholesky factor of a matrix of unit diagonal, and which elements have one at all.
+
+    Where rounding breaks a factorisation down, that element alone is tried again with 1e-14 .. 1e-8 on its diagonal;
+    refinement takes the perturbation out again.
+    """
+    L, info = torch.linalg.cholesky_ex(M)
+    for bump in BUMPS:
+        failed = info.nonzero().squeeze(-1)
+        if failed.numel() == 0:
+            break
+        again = M[failed]
+        again.diagonal(dim1=-2, dim2=-1).add_(bump)
+        L[failed], info[failed] = torch.linalg.cholesky_ex(again)
+    return L, info == 0

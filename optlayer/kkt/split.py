@@ -1,0 +1,107 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The weight split: one Cholesky-based kernel for the Newton system of every quadratic program.
+
+The system, with a weight w_i >= 0 for every row of C = [A; G] (1/delta for equalities, z/(s + delta z) for inequalities)
+and the weights of the bounds already on the diagonal of H0 = P + rho I + diag(w_box), is
+
+    [ H0  C'   ] [dx]   [a]
+    [ C  -1/w  ] [dv] = [c]
+
+Condensing all rows into H0 + C' diag(w) C destroys P when active rows weigh 1e12; eliminating x needs P to be positive
+definite. The split does neither. Each weight is cut in two, w = gamma + r^2 with gamma = min(w, cap). The harmless part is
+condensed, and the heavy rows C_k (w > cap) are bordered:
+
+    H = H0 + C' diag(gamma) C = L L',      V = L^-1 C_k' diag(r),      M = I + V'V = F F'
+
+    u = L^-1 (a + C' gamma c),   t = M^-1 (V'u - r c_k),   dx = L^-T (u - V t)
+    dv = gamma (C dx - c),       dv_k += r t                       (never w (C dx - c) with a large w: it cancels)
+
+cap = 0 is the range-space form and cap = infinity the fully condensed one. H and M are scaled to unit diagonal before they
+are factorised, which makes the breakdown test of Cholesky independent of units.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .algebra import cholesky, lower_solve, lower_solve_transposed
+
+CAP = 100.0  # of data scaled to order one; anything from 1 to 1e4 serves
+
+
+class SplitFactor:
+    """Factorised [H0 C'; C -1/w] of a batch, with H0 = P + diag(diagonal).
+
+    P (B, n, n), C (B, r, n), w (B, r), diagonal (B, n). `heavy` fixes the number k of bordered rows; None takes as many as
+    the batch needs. `ok` (B,) tells where the factorisation exists. What has to be kept to solve again is C, w, `index`
+    and `factors()`; V is a convenience that restored factors do without.
+    """
+
+    V: Tensor | None
+
+    def __init__(self, P: Tensor, C: Tensor, w: Tensor, diagonal: Tensor, cap: float = CAP, heavy: int | None = None):
+        excess = w - w.clamp(max=cap)
+        if heavy is None:
+            heavy = int((excess > 0).sum(-1).amax()) if excess.numel() else 0
+        self._weigh(C, w, cap, excess.topk(heavy, -1, sorted=False).indices)
+        H = torch.baddbmm(P, (C * self.gamma.unsqueeze(-1)).mT, C)
+        H.diagonal(dim1=-2, dim2=-1).add_(diagonal)
+        self.j, self.L, ok = unit_cholesky(H)
+        rows = C.gather(1, self.index.unsqueeze(-1).expand(-1, -1, C.shape[-1]))
+        self.V = lower_solve(self.L, (rows * self.r.unsqueeze(-1) * self.j.unsqueeze(-2)).mT)
+        M = self.V.mT @ self.V
+        M.diagonal(dim1=-2, dim2=-1).add_(1.0)
+        self.jm, self.F, ok_border = unit_cholesky(M)
+        self.ok = ok & ok_border
+
+    def _weigh(self, C: Tensor, w: Tensor, cap: float, index: Tensor) -> None:
+        self.C, self.index, self.gamma = C, index, w.clamp(max=cap)
+        self.r = (w - self.gamma).gather(1, index).sqrt()
+
+    @staticmethod
+    def sizes(n: int, rows: int) -> tuple[int, int]:
+        """(k, entries of `factors`) of a factor to be kept: at most 2n rows can be heavy without being dependent twice."""
+        k = min(rows, 2 * n)
+        return k, n * n + k * k + n + k
+
+    def factors(self) -> Tensor:
+        """L, F, j, jm in one row for each element, (B, n n + k k + n + k)."""
+        return torch.cat([self.L.flatten(1), self.F.flatten(1), self.j, self.jm], 1)
+
+    @classmethod
+    def restore(cls, C: Tensor, w: Tensor, cap: float, index: Tensor, factors: Tensor) -> SplitFactor:
+        """The factor that `factors` and `index` were taken from."""
+        self = object.__new__(cls)
+        self._weigh(C, w, cap, index)
+        n, k = C.shape[-1], index.shape[-1]
+        L, F, self.j, self.jm = factors.split([n * n, k * k, n, k], 1)
+        self.L, self.F, self.V = L.unflatten(1, (n, n)), F.unflatten(1, (k, k)), None
+        return self
+
+    def solve(self, a: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
+        """(dx, dv) for right-hand sides a (B, n, R) and c (B, r, R)."""
+        gamma, j = self.gamma.unsqueeze(-1), self.j.unsqueeze(-1)
+        u = lower_solve(self.L, (a + self.C.mT @ (gamma * c)) * j)
+        if self.index.shape[-1] == 0:
+            dx = j * lower_solve_transposed(self.L, u)
+            return dx, gamma * (self.C @ dx - c)
+        r, jm = self.r.unsqueeze(-1), self.jm.unsqueeze(-1)
+        heavy = self.index.unsqueeze(-1).expand(-1, -1, c.shape[-1])
+        if self.V is None:
+            Vu = r * (self.C @ (j * lower_solve_transposed(self.L, u))).gather(1, heavy)
+        else:
+            Vu = self.V.mT @ u
+        t = jm * torch.cholesky_solve(jm * (Vu - r * c.gather(1, heavy)), self.F)
+        rt = torch.zeros_like(c).scatter_(1, heavy, r * t)
+        Vt = lower_solve(self.L, j * (self.C.mT @ rt)) if self.V is None else self.V @ t
+        dx = j * lower_solve_transposed(self.L, u - Vt)
+        return dx, gamma * (self.C @ dx - c) + rt
+
+
+def unit_cholesky(M: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """j and L with diag(j) M diag(j) = L L' of unit diagonal, and where that succeeded. M is overwritten."""
+    j = M.diagonal(dim1=-2, dim2=-1).clamp(min=1e-300).rsqrt()
+    M.mul_(j.unsqueeze(-1)).mul_(j.unsqueeze(-2))
+    L, ok = cholesky(M)
+    return j, L, ok

@@ -1,0 +1,203 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The operators' kernels: bring any arguments to one batch dimension, choose the engine, act on failures.
+
+Importing this module registers the kernels.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from .. import ops
+from ..errors import SolverError
+from ..kkt.polish import Program
+from ..kkt.split import SplitFactor
+from ..kkt.system import State, System
+from ..status import Status
+from . import reference
+from .interior import Rules
+
+CHUNK = 1 << 22  # entries of the KKT matrices that are worked on at once: larger batches go through piece by piece
+# relative accuracy of scaled residuals, and the least relative gap that proves infeasibility, by dtype of the data
+RELATIVE = {torch.float64: 1e-9, torch.float32: 1e-7}
+PROOF = {torch.float64: 1e-9, torch.float32: 5e-7}
+
+
+def _qp(
+    P: Tensor | None,
+    q: Tensor,
+    G: Tensor | None,
+    h: Tensor | None,
+    A: Tensor | None,
+    b: Tensor | None,
+    lb: Tensor | None,
+    ub: Tensor | None,
+    x0: Tensor | None,
+    y0: Tensor | None,
+    z0: Tensor | None,
+    z_box0: Tensor | None,
+    eps_abs: float,
+    eps_rel: float,
+    max_iter: int,
+    backend: str,
+    formulation: str,
+    on_failure: str,
+    keep_factor: bool,
+) -> tuple[Tensor, ...]:
+    arguments = (P, q, G, h, A, b, lb, ub, x0, y0, z0, z_box0)
+    batch = _batch(arguments, ops.QP_CORES)
+    B = batch.numel()
+    n, m, p = q.shape[-1], 0 if h is None else h.shape[-1], 0 if b is None else b.shape[-1]
+    rules = Rules(eps_abs, eps_rel, max_iter, RELATIVE[q.dtype], PROOF[q.dtype])
+    step = max(1, CHUNK // (n + m + p) ** 2)
+    pieces = []
+    for first in range(0, max(B, 1), step):
+        part = slice(first, min(first + step, B))
+
+        def block(t: Tensor | None, *core: int, part: slice = part, fill: float = 0.0) -> Tensor:
+            """The elements of this piece, float64, absent blocks filled in."""
+            if t is None:
+                return q.new_full((1, *core), fill, dtype=torch.float64).expand(part.stop - part.start, *core)
+            t = t.expand(*batch, *core).reshape(B, *core) if t.dim() > len(core) else t.expand(B, *core)
+            return t[part].to(torch.float64)
+
+        M = block(P, n, n)
+        program = Program(
+            (M + M.mT) / 2 if P is not None else M,
+            block(q, n),
+            torch.cat([block(A, p, n), block(G, m, n)], 1),
+            torch.cat([block(b, p), block(h, m)], 1),
+            block(lb, n, fill=-torch.inf),
+            block(ub, n, fill=torch.inf),
+        )
+        start = None
+        if any(t is not None for t in arguments[8:]):
+            start = reference.Start(block(x0, n), torch.cat([block(y0, p), block(z0, m)], 1), block(z_box0, n))
+        pieces.append(reference.solve(program, p, rules, formulation, start, keep_factor))
+    out = reference.Solved(*(torch.cat(column) for column in zip(*pieces, strict=True)))
+    failed = out.status != Status.SOLVED
+    if on_failure in ("raise", "warn") and failed.any():
+        message = _report(out.status, batch, arguments[:8])
+        if on_failure == "raise":
+            raise SolverError(message)
+        warnings.warn(message, RuntimeWarning, stacklevel=2)
+    x, y, z, z_box = out.x, out.v[:, :p], out.v[:, p:], out.z_box
+    s = _slack(q, G, h, x, batch)
+    if on_failure == "nan":
+        x, y, z, z_box = (t.masked_fill(failed.unsqueeze(-1), torch.nan) for t in (x, y, z, z_box))
+        s = s.masked_fill(failed.reshape(*batch, 1), torch.nan)
+
+    def shaped(t: Tensor, dtype: torch.dtype) -> Tensor:
+        return t.to(dtype).reshape(*batch, *t.shape[1:]).contiguous()
+
+    real = (x, y, z, z_box)
+    rays = (out.ray_x, out.ray_v[:, :p], out.ray_v[:, p:], out.ray_box)
+    return (
+        *(shaped(t, q.dtype) for t in real),
+        s,
+        *(shaped(t, torch.int64) for t in (out.status, out.iterations, out.weak)),
+        shaped(out.lower_share, q.dtype),
+        *(shaped(t, q.dtype) for t in rays),
+        *(shaped(t, torch.float64) for t in (out.state, out.factors)),
+        shaped(out.index, torch.int64),
+    )
+
+
+def _slack(q: Tensor, G: Tensor | None, h: Tensor | None, x: Tensor, batch: torch.Size) -> Tensor:
+    """s = h - G x, never below zero where x is feasible to rounding only."""
+    if G is None or h is None:
+        return q.new_zeros(*batch, 0)
+    Gx = (G.to(x.dtype) @ x.reshape(*batch, -1, 1)).squeeze(-1)
+    return (h.to(x.dtype) - Gx).clamp(min=0).to(q.dtype).contiguous()
+
+
+def _kkt_solve(
+    P: Tensor | None,
+    G: Tensor | None,
+    A: Tensor | None,
+    state: Tensor,
+    factor: Tensor,
+    index: Tensor,
+    rx: Tensor,
+    ry: Tensor,
+    rz: Tensor,
+    r_box: Tensor,
+    backend: str,
+) -> tuple[Tensor, ...]:
+    own = state.shape[:-1]
+    rhs = (rx, ry, rz, r_box)
+    batch = torch.broadcast_shapes(own, *(t.shape[:-1] for t in rhs))
+    dtype, n, p, m = rx.dtype, rx.shape[-1], ry.shape[-1], rz.shape[-1]
+    extra = batch[: len(batch) - len(own)]
+    own = batch[len(extra) :]
+    B, R = own.numel(), extra.numel()
+
+    def columns(t: Tensor) -> Tensor:
+        """(*extra, *own, k) -> (B, k, R)."""
+        return t.expand(*batch, t.shape[-1]).reshape(R, B, t.shape[-1]).permute(1, 2, 0).to(torch.float64)
+
+    def matrix(t: Tensor | None, rows: int) -> Tensor:
+        if t is None:
+            return state.new_zeros(1, rows, n).expand(B, rows, n)
+        return t.expand(*own, rows, n).reshape(B, rows, n).to(torch.float64)
+
+    def flat(t: Tensor) -> Tensor:
+        return t.expand(*own, t.shape[-1]).reshape(B, t.shape[-1])
+
+    M = matrix(P, n)
+    M = (M + M.mT) / 2 if P is not None else M
+    C = torch.cat([matrix(A, p), matrix(G, m)], 1)
+    r = [columns(t) for t in rhs]
+    values, kept = State.unpack(flat(state), n, p + m), factor.shape[-1] > 0
+    out = []
+    step = max(1, CHUNK // (n + p + m) ** 2)
+    for first in range(0, max(B, 1), step):
+        i = slice(first, first + step)
+        part = State(type(values.scaling)(*(t[i] for t in values.scaling)), *(t[i] for t in values[1:]))
+        system = System(M[i], C[i], part, *((flat(index)[i], flat(factor)[i]) if kept else ()))
+        u = system.solve(r[0][i], torch.cat([r[1][i], r[2][i]], 1), r[3][i])
+        zero = torch.stack([(t[i] == 0).all(1, keepdim=True) for t in r]).all(0)
+        ok = system.ok[:, None, None]
+        nothing = torch.where(zero, 0.0, torch.nan).to(torch.float64)
+        out.append(tuple(torch.where(ok, t, nothing) for t in u))
+    ux, uv, u_box = (torch.cat(t) for t in zip(*out, strict=True))
+
+    def shaped(t: Tensor) -> Tensor:
+        return t.permute(2, 0, 1).reshape(*batch, t.shape[1]).to(dtype).contiguous()
+
+    return shaped(ux), shaped(uv[:, :p]), shaped(uv[:, p:]), shaped(u_box)
+
+
+def _batch(tensors: Sequence[Tensor | None], cores: Sequence[int]) -> torch.Size:
+    shapes = [t.shape[: t.dim() - core] for t, core in zip(tensors, cores, strict=True) if t is not None]
+    return torch.broadcast_shapes(*shapes)
+
+
+def _report(status: Tensor, batch: torch.Size, arguments: Sequence[Tensor | None]) -> str:
+    """Which element failed, how, and what may help."""
+    failed = (status != Status.SOLVED).nonzero().squeeze(-1)
+    first = int(failed[0])
+    verdict = Status(int(status[first]))
+    element = tuple(int(i) for i in torch.unravel_index(failed[0], batch)) if batch else ()
+    where = f"element {element[0] if len(element) == 1 else element}" if batch else "the problem"
+    more = f" ({failed.numel()} of {status.numel()} failed)" if status.numel() > 1 else ""
+    cause = ""
+    if verdict == Status.INVALID_DATA:
+        named = zip(("P", "q", "G", "h", "A", "b", "lb", "ub"), arguments, ops.QP_CORES, strict=False)
+        guilty = []
+        for name, t, core in named:
+            if t is not None:
+                values = t.expand(*batch, *t.shape[t.dim() - core :])[element]
+                allowed = {"h": torch.inf, "lb": -torch.inf, "ub": torch.inf}.get(name)
+                bad = ~values.isfinite() if allowed is None else ~(values.isfinite() | (values == allowed))
+                guilty += [name] if bad.any() else []
+        cause = f" in {', '.join(guilty)}"
+    return f"{where}: {verdict.name}{cause}{more}. {verdict.diagnosis} {verdict.advice}"
+
+
+ops.implement("qp", _qp)
+ops.implement("kkt_solve", _kkt_solve)
