@@ -1,0 +1,60 @@
+# make demo     the main job on real input, end to end
+# make test     linter, types and all tests
+# Both set up what they need by themselves, in .venv inside this folder; nothing else is touched.
+# Another Python: make PYTHON=python3.12 test
+
+PYTHON ?= python3
+VENV := .venv
+PY := $(VENV)/bin/python
+PIP := $(PY) -m pip --disable-pip-version-check --quiet
+READY := $(VENV)/ready
+PEERS := $(VENV)/peers
+
+# A small batch of small matrices is not worth a thread; pytest runs one process per core instead.
+export OMP_NUM_THREADS ?= 1
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test lint format peers clean
+
+help:
+	@sed -n '1,4s/^# //p' Makefile
+
+setup: $(READY)
+
+demo: $(READY)
+	@$(PY) -m optlayer demo
+
+test: lint
+	@$(PY) -m pytest -q -n 2 --dist worksteal
+
+lint: $(READY)
+	@$(PY) -m ruff check
+	@$(PY) -m ruff format --check
+	@$(PY) -m mypy
+
+format: $(READY)
+	@$(PY) -m ruff check --fix
+	@$(PY) -m ruff format
+
+# Some systems ship Python without the pip that a new environment needs; there the system's pip fills it.
+$(PY):
+	@echo "making the environment $(VENV)"
+	@$(PYTHON) -m venv $(VENV) || \
+	    (rm -rf $(VENV) && $(PYTHON) -m venv --without-pip $(VENV) && $(PYTHON) -m pip --python $(PY) install --quiet pip)
+
+$(READY): pyproject.toml setup.py setup.cfg constraints.txt | $(PY)
+	@echo "installing optlayer and what its tests and examples need (minutes the first time, then never again)"
+	@$(PIP) install -c constraints.txt setuptools torch
+	@$(PIP) install -c constraints.txt --no-build-isolation -e ".[tests,examples,io]"
+	@touch $@
+
+# qpth declares numpy < 2 but runs with the numpy of the others: it is installed without its declared dependencies.
+peers: $(PEERS)
+
+$(PEERS): $(READY)
+	@$(PIP) install -c constraints.txt --no-build-isolation -e ".[peers]"
+	@$(PIP) install --no-deps qpth==0.0.18
+	@touch $@
+
+clean:
+	rm -rf $(VENV) build dist out *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
