@@ -1,0 +1,90 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What torch must be told, and asked, so that one derivative rule serves all of its differentiators.
+
+These helpers hold every use of a private name of torch in this library.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+# Inside it a call of an operator skips the operator's Autograd kernel, which is the Function that makes the call.
+below_autograd = torch._C._AutoDispatchBelowAutograd
+
+
+def transformed() -> bool:
+    """Whether torch.func or forward mode is at work around this call."""
+    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
+
+
+def recording(tensors: Sequence[Tensor | None]) -> bool:
+    """Whether this call may be differentiated."""
+    return transformed() or (torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors))
+
+
+def autocast_on(device: str) -> bool:
+    """Whether autocast is at work on this type of device."""
+    return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+
+
+def full_precision(device: str) -> contextlib.AbstractContextManager[Any]:
+    """No autocast within: it would run the products of a derivative, and of an engine, in half precision."""
+    return torch.autocast(device, enabled=False) if autocast_on(device) else contextlib.nullcontext()
+
+
+def save(ctx: Any, wanted: Sequence[bool], *tensors: Tensor | None) -> None:
+    """Keep tensors for a derivative: all of them for forward mode, which runs at once; for backward only the wanted."""
+    ctx.save_for_forward(*tensors)
+    ctx.save_for_backward(*(t if keep else None for t, keep in zip(tensors, wanted, strict=True)))
+    ctx.set_materialize_grads(False)
+
+
+def primals(ctx: Any) -> list[Any]:
+    """The saved tensors, for a jvp, without the tangents of its own level: see `forward_mode`.
+
+    The level is written out because traced graphs do not keep forward_ad's notion of the current one.
+    """
+    return [None if t is None else forward_ad.unpack_dual(t, level=0).primal for t in ctx.saved_tensors]
+
+
+def forward_mode() -> contextlib.AbstractContextManager[Any]:
+    """Forward mode, switched on again inside a jvp.
+
+    torch calls jvp with forward mode off, so that an outer level of it would see constants: jvp(jvp) of any Function
+    would be zero without a word.  Switched on, it needs values that are free of the tangents of the jvp's own level.
+    """
+    return forward_ad._set_fwd_grad_enabled(True)
+
+
+class Zeros(NamedTuple):
+    """Zero right-hand sides, one element for the whole batch: they broadcast."""
+
+    sizes: Sequence[int]
+    dtype: torch.dtype
+    device: torch.device
+
+    def fill(self, r: Sequence[Tensor | None]) -> list[Tensor]:
+        """The right-hand sides with zeros in place of None."""
+        return [
+            torch.zeros(size, dtype=self.dtype, device=self.device) if t is None else t
+            for t, size in zip(r, self.sizes, strict=True)
+        ]
+
+
+def refuse_tangents(args: Sequence[Any]) -> None:
+    """Raise if forward mode reaches an operator that a compiled or exported graph calls.
+
+    Compiled kernels around it drop tangents without a word, so that a tangent that does arrive may be incomplete.
+    """
+    if forward_ad._current_level >= 0 and any(
+        isinstance(t, Tensor) and forward_ad.unpack_dual(t, level=0).tangent is not None for t in args
+    ):
+        raise NotImplementedError(
+            "forward mode cannot cross a compiled or exported graph: call torch.func.jvp inside the compiled function"
+        )
