@@ -1,0 +1,21 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Batches of quadratic programs as a differentiable PyTorch layer."""
+
+from .errors import OptlayerError, ProblemError, SettingsError, SolverError
+from .qp import solve_qp
+from .settings import Settings
+from .solution import Point, Solution
+from .status import Status
+
+__version__ = "0.1.0"
+__all__ = [
+    "solve_qp",
+    "Solution",
+    "Point",
+    "Settings",
+    "Status",
+    "OptlayerError",
+    "ProblemError",
+    "SettingsError",
+    "SolverError",
+]

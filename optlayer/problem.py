@@ -1,0 +1,364 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The quadratic program itself: what its arguments must look like, and how far a point is from solving it.
+
+    minimise  1/2 x'Px + q'x    subject to   Gx <= h,   Ax = b,   lb <= x <= ub
+
+with multipliers z >= 0 of Gx <= h, y (free) of Ax = b, and z_box of the bounds, negative at an active lower bound and
+positive at an active upper one.  A point is optimal when
+
+    Gx <= h, Ax = b, lb <= x <= ub                        primal feasibility
+    Px + q + A'y + G'z + z_box = 0, z >= 0                 dual feasibility
+    x'Px + q'x + b'y + h'z + lb'z_box^- + ub'z_box^+ = 0   no duality gap
+
+Only the symmetric part of P counts.  Bounds and entries of h of magnitude 1e20 or more are none at all.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import reduce
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from .errors import ProblemError
+
+HUGE = 1e20
+NAMES = ("P", "q", "G", "h", "A", "b", "lb", "ub")
+CORES = {"P": 2, "q": 1, "G": 2, "h": 1, "A": 2, "b": 1, "lb": 1, "ub": 1}
+FULL = (torch.float64, torch.float32)
+HALF = (torch.float16, torch.bfloat16)
+STRIDED = torch.strided
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Problem:
+    """The tensors of a quadratic program that :func:`validate` found in order; absent ones are ``None``.
+
+    Attributes:
+        P: (*batch, n, n).
+        q: (*batch, n).
+        G, h: (*batch, m, n) and (*batch, m).
+        A, b: (*batch, p, n) and (*batch, p).
+        lb, ub: (*batch, n).
+
+    The batch shapes of the tensors broadcast to ``batch``, but need not be equal to it.
+    """
+
+    P: Tensor | None
+    q: Tensor
+    G: Tensor | None
+    h: Tensor | None
+    A: Tensor | None
+    b: Tensor | None
+    lb: Tensor | None
+    ub: Tensor | None
+
+    @property
+    def tensors(self) -> tuple[Tensor | None, ...]:
+        """(P, q, G, h, A, b, lb, ub)."""
+        return self.P, self.q, self.G, self.h, self.A, self.b, self.lb, self.ub
+
+    @property
+    def batch(self) -> torch.Size:
+        """The batch shape that all tensors broadcast to."""
+        return _batch(zip(NAMES, self.tensors, strict=True))
+
+    @property
+    def n(self) -> int:
+        """Number of variables."""
+        return self.q.shape[-1]
+
+    @property
+    def m(self) -> int:
+        """Number of rows of G."""
+        return 0 if self.h is None else self.h.shape[-1]
+
+    @property
+    def p(self) -> int:
+        """Number of rows of A."""
+        return 0 if self.b is None else self.b.shape[-1]
+
+    def __repr__(self) -> str:
+        shapes = ", ".join(f"{k}={tuple(t.shape)}" for k, t in zip(NAMES, self.tensors, strict=True) if t is not None)
+        return f"Problem({shapes}, dtype={self.q.dtype}, device={self.q.device})"
+
+
+def validate(
+    P: Tensor | None,
+    q: Tensor,
+    G: Tensor | None = None,
+    h: Tensor | None = None,
+    A: Tensor | None = None,
+    b: Tensor | None = None,
+    lb: Tensor | float | None = None,
+    ub: Tensor | float | None = None,
+) -> Problem:
+    """Check that the arguments describe one quadratic program, before any work and without a look at their values.
+
+    ``lb`` and ``ub`` may also be one number, or a tensor without dimensions, for all variables.  float16 and bfloat16
+    pass where autocast is on for their device; they count as float32 then.
+
+    Raises:
+        ProblemError: a type, dtype, device, layout or shape is wrong, ``G`` comes without ``h`` or ``A`` without ``b``.
+            The message names the argument, what was found and what was expected.
+    """
+    if not isinstance(q, Tensor):
+        raise ProblemError(f"q is {_kind(q)}, expected a torch.Tensor of shape (*batch, n)")
+    if q.ndim == 0 or q.shape[-1] == 0:
+        raise ProblemError(f"q has shape {tuple(q.shape)}, expected (*batch, n) with n >= 1")
+    n, dtype = q.shape[-1], working_dtype(q)
+    for matrix, M, side, v in (("G", G, "h", h), ("A", A, "b", b)):
+        if (M is None) is not (v is None):
+            found, missing = (matrix, side) if v is None else (side, matrix)
+            raise ProblemError(f"{found} is given without {missing}: expected both or neither")
+    if lb is not None:
+        lb = _bound("lb", lb, q, dtype)
+    if ub is not None:
+        ub = _bound("ub", ub, q, dtype)
+
+    lead, device, alike = q.shape[:-1], q.device, True
+    for (name, core), t in zip(CORES.items(), (P, q, G, h, A, b, lb, ub), strict=True):
+        if t is None:
+            continue
+        if not isinstance(t, Tensor):
+            raise ProblemError(f"{name} is {_kind(t)}, expected a torch.Tensor or None")
+        if t.dtype is not dtype and working_dtype(t, name) is not dtype:
+            raise ProblemError(f"{name} has dtype {t.dtype} but q has {q.dtype}: expected one dtype for all arguments")
+        if t.device != device:
+            raise ProblemError(f"{name} is on {t.device} but q is on {device}: expected one device for all arguments")
+        if t.layout is not STRIDED:
+            raise ProblemError(f"{name} has layout {t.layout}, expected a dense tensor (torch.strided)")
+        shape = t.shape
+        rank = len(shape) - core
+        if rank < 0 or (shape[-1] != n and name not in ("h", "b")) or (name == "P" and shape[-2] != n):
+            raise _misshapen(name, t, q)
+        alike = alike and (rank == 0 or shape[:rank] == lead)
+    for matrix, M, side, v in (("G", G, "h", h), ("A", A, "b", b)):
+        if M is not None and v is not None and v.shape[-1] != M.shape[-2]:
+            raise ProblemError(
+                f"{side} has shape {tuple(v.shape)}, expected (*batch, {M.shape[-2]}) "
+                f"because {matrix} has shape {tuple(M.shape)}"
+            )
+    problem = Problem(P, q, G, h, A, b, lb, ub)
+    if not alike:
+        _batch(zip(NAMES, problem.tensors, strict=True))
+    return problem
+
+
+def working_dtype(t: Tensor, name: str = "q") -> torch.dtype:
+    """The dtype that a tensor is solved in: its own, or float32 for a half precision one under autocast."""
+    dtype = t.dtype
+    if dtype in FULL:
+        return dtype
+    if dtype in HALF:
+        if autocast_on(t.device.type):
+            return torch.float32
+        raise ProblemError(
+            f"{name} has dtype {dtype}, expected torch.float64 or torch.float32; "
+            "half precision is accepted under torch.autocast only"
+        )
+    raise ProblemError(f"{name} has dtype {dtype}, expected torch.float64 or torch.float32")
+
+
+def autocast_on(device: str) -> bool:
+    """Whether autocast is active for a device type; false for those, as meta, that have no autocast."""
+    return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+
+
+def _bound(name: str, bound: Tensor | float, q: Tensor, dtype: torch.dtype) -> Tensor:
+    """A bound as a tensor (*batch, n); one number stands for all variables."""
+    if isinstance(bound, Tensor):
+        return bound.expand(q.shape[-1]) if bound.ndim == 0 else bound
+    if isinstance(bound, bool) or not isinstance(bound, (int, float, torch.SymInt, torch.SymFloat)):
+        raise ProblemError(
+            f"{name} is {_kind(bound)}, expected a torch.Tensor of shape (*batch, {q.shape[-1]}), a number or None"
+        )
+    return torch.full((q.shape[-1],), bound, dtype=dtype, device=q.device)
+
+
+def _misshapen(name: str, t: Tensor, q: Tensor) -> ProblemError:
+    n = q.shape[-1]
+    expected = {"P": f"{n}, {n}", "G": f"m, {n}", "A": f"p, {n}", "h": "m", "b": "p", "lb": f"{n}", "ub": f"{n}"}[name]
+    because = "" if name in ("h", "b") else f" because q has shape {tuple(q.shape)}"
+    return ProblemError(f"{name} has shape {tuple(t.shape)}, expected (*batch, {expected}){because}")
+
+
+def _kind(value: object) -> str:
+    """A type in words: 'a numpy.ndarray'."""
+    kind = type(value)
+    name = kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
+    return f"{'an' if name[0] in 'aeio' else 'a'} {name}"
+
+
+def _batch(named: Iterable[tuple[str, Tensor | None]]) -> torch.Size:
+    """The common batch shape; arguments that do not broadcast are named with their shapes."""
+    seen: list[tuple[str, Tensor, torch.Size]] = []
+    batch: list[int] = []
+    for name, t in named:
+        if t is None:
+            continue
+        lead = t.shape[: t.ndim - CORES[name]]
+        batch = [1] * (len(lead) - len(batch)) + batch
+        for i in range(1, len(lead) + 1):
+            if lead[-i] != batch[-i]:
+                if batch[-i] == 1:
+                    batch[-i] = lead[-i]
+                elif lead[-i] != 1:
+                    other, o, its = next(known for known in seen if i <= len(known[2]) and known[2][-i] == batch[-i])
+                    raise ProblemError(
+                        f"{other} has shape {tuple(o.shape)} and {name} has shape {tuple(t.shape)}: "
+                        f"expected batch shapes that broadcast, found {tuple(its)} and {tuple(lead)}"
+                    )
+        seen.append((name, t, lead))
+    return torch.Size(batch)
+
+
+class Residuals(NamedTuple):
+    """How far a point is from solving a problem; every field has shape (*batch).  See :func:`residuals`."""
+
+    primal: Tensor
+    dual: Tensor
+    gap: Tensor
+    objective: Tensor
+    dual_objective: Tensor
+    primal_scale: Tensor
+    dual_scale: Tensor
+    gap_scale: Tensor
+
+    def within(self, eps_abs: float, eps_rel: float) -> Tensor:
+        """(*batch) bool: each of the three residuals is at most eps_abs + eps_rel * its scale; NaN never is."""
+        return (
+            (self.primal <= eps_abs + eps_rel * self.primal_scale)
+            & (self.dual <= eps_abs + eps_rel * self.dual_scale)
+            & (self.gap <= eps_abs + eps_rel * self.gap_scale)
+        )
+
+
+def residuals(
+    P: Tensor | None,
+    q: Tensor,
+    G: Tensor | None,
+    h: Tensor | None,
+    A: Tensor | None,
+    b: Tensor | None,
+    lb: Tensor | None,
+    ub: Tensor | None,
+    x: Tensor,
+    y: Tensor,
+    z: Tensor,
+    z_box: Tensor,
+) -> Residuals:
+    """The residuals of the optimality conditions at any point, their scales, and both objectives.
+
+        primal    max(|Ax - b|, (Gx - h)+, (lb - x)+, (x - ub)+)
+        dual      max(|Px + q + A'y + G'z + z_box|, the multipliers of a wrong sign and those of infinite h, lb, ub)
+        gap       |x'Px + q'x + b'y + h'z + lb'z_box^- + ub'z_box^+|
+        objective, dual_objective    1/2 x'Px + q'x,   -1/2 x'Px - b'y - h'z - lb'z_box^- - ub'z_box^+
+        primal_scale    max(|Ax|, |b|, |Gx|, |h|, and |x| if there are bounds)
+        dual_scale      max(|Px|, |q|, |A'y|, |G'z|, |z_box|)
+        gap_scale       min(|objective|, |dual_objective|)
+
+    in infinity norms, with the symmetric part of P.  What is infinite in h, lb and ub contributes nothing else.  The
+    formulas are qpsolvers', but the dual residual also sees the signs of the multipliers, so that three small numbers
+    prove a point optimal.  Plain differentiable torch code, evaluated in the dtype of the arguments.
+
+    Args:
+        P, q, G, h, A, b, lb, ub: the problem, as in :class:`Problem`.
+        x, y, z, z_box: the point: (*batch, n), (*batch, p), (*batch, m), (*batch, n).
+
+    Returns:
+        A :class:`Residuals` of tensors (*batch).
+    """
+    Px = torch.zeros_like(x) if P is None else 0.5 * (matvec(P, x) + matvec(P.mT, x))
+    stationarity = Px + q + z_box
+    xPx = dot(x, Px)
+    objective = 0.5 * xPx + dot(q, x)
+    support = torch.zeros_like(objective)  # b'y + h'z + lb'z_box^- + ub'z_box^+
+    primal, primal_scale = [torch.zeros_like(support)], [torch.zeros_like(support)]
+    dual, dual_scale = [], [norm(Px), norm(q), norm(z_box)]
+
+    if A is not None and b is not None:
+        Ax, Aty = matvec(A, x), matvec(A.mT, y)
+        stationarity = stationarity + Aty
+        support = support + dot(b, y)
+        primal.append(norm(Ax - b))
+        primal_scale += [norm(Ax), norm(b)]
+        dual_scale.append(norm(Aty))
+    if G is not None and h is not None:
+        Gx, Gtz = matvec(G, x), matvec(G.mT, z)
+        free = h >= HUGE
+        finite_h = torch.where(free, 0.0, h)
+        stationarity = stationarity + Gtz
+        support = support + dot(finite_h, z)
+        primal.append(norm(torch.where(free, 0.0, Gx - finite_h).clamp(min=0)))
+        primal_scale += [norm(torch.where(free, 0.0, Gx)), norm(finite_h)]
+        dual.append(norm(torch.where(free, z, z.clamp(max=0))))
+        dual_scale.append(norm(Gtz))
+    lower, upper = z_box.clamp(max=0), z_box.clamp(min=0)
+    if lb is not None:
+        free = lb <= -HUGE
+        finite_lb = torch.where(free, 0.0, lb)
+        support = support + dot(finite_lb, lower)
+        primal.append(norm(torch.where(free, 0.0, finite_lb - x).clamp(min=0)))
+        lower = torch.where(free, lower, 0.0)
+    if ub is not None:
+        free = ub >= HUGE
+        finite_ub = torch.where(free, 0.0, ub)
+        support = support + dot(finite_ub, upper)
+        primal.append(norm(torch.where(free, 0.0, x - finite_ub).clamp(min=0)))
+        upper = torch.where(free, upper, 0.0)
+    if lb is not None or ub is not None:
+        primal_scale.append(norm(x))
+    dual += [norm(stationarity), norm(lower), norm(upper)]
+
+    dual_objective = -0.5 * xPx - support
+    return Residuals(
+        largest(primal),
+        largest(dual),
+        (xPx + dot(q, x) + support).abs(),
+        objective,
+        dual_objective,
+        largest(primal_scale),
+        largest(dual_scale),
+        torch.minimum(objective.abs(), dual_objective.abs()),
+    )
+
+
+def matvec(M: Tensor, v: Tensor) -> Tensor:
+    """M v; one matrix product where the batch shares M."""
+    return v @ M.mT if M.ndim == 2 else (M @ v.unsqueeze(-1)).squeeze(-1)
+
+
+def dot(u: Tensor, v: Tensor) -> Tensor:
+    """u'v along the last dimension."""
+    return (u * v).sum(-1)
+
+
+def norm(v: Tensor) -> Tensor:
+    """The infinity norm along the last dimension; 0 for a vector without entries."""
+    return torch.linalg.vector_norm(v, torch.inf, -1) if v.shape[-1] else v.new_zeros(v.shape[:-1])
+
+
+def largest(values: list[Tensor]) -> Tensor:
+    """The elementwise maximum; NaN wins."""
+    return reduce(torch.maximum, values)
+
+
+def _flatten(problem: Problem) -> tuple[list[Any], tuple[bool, ...]]:
+    # Batch dimensions of size one are spelt out: vmap puts its dimension leftmost of each tensor, and what broadcast
+    # before must still broadcast after.
+    given = [(CORES[name], t) for name, t in zip(NAMES, problem.tensors, strict=True) if t is not None]
+    rank = max(t.ndim - core for core, t in given)
+    leaves = [t if t.ndim - core == rank else t[(None,) * (rank + core - t.ndim)] for core, t in given]
+    return leaves, tuple(t is not None for t in problem.tensors)
+
+
+def _unflatten(leaves: Iterable[Any], present: tuple[bool, ...]) -> Problem:
+    given = iter(leaves)
+    tensors: list[Any] = [next(given) if here else None for here in present]
+    return Problem(*tensors)
+
+
+pytree.register_pytree_node(Problem, _flatten, _unflatten, serialized_type_name="optlayer.Problem")

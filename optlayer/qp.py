@@ -1,0 +1,174 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Solve a batch of quadratic programs."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import derivative
+from . import solvers as solvers  # importing it registers the engines
+from .errors import ProblemError, SettingsError
+from .problem import Problem, validate, working_dtype
+from .settings import Settings
+from .solution import Factorisation, Point, Rule, Solution
+
+DEFAULTS = Settings()
+PARTS = ("x", "y", "z", "z_box")
+
+
+def solve_qp(
+    P: Tensor | None,
+    q: Tensor,
+    G: Tensor | None = None,
+    h: Tensor | None = None,
+    A: Tensor | None = None,
+    b: Tensor | None = None,
+    lb: Tensor | float | None = None,
+    ub: Tensor | float | None = None,
+    *,
+    warm_start: Solution | Sequence[Tensor | None] | None = None,
+    settings: Settings | None = None,
+    **overrides: Any,
+) -> Solution:
+    """Solve a batch of convex quadratic programs; the solution is differentiable in all of their data.
+
+        minimise  1/2 x'Px + q'x    subject to   Gx <= h,   Ax = b,   lb <= x <= ub
+
+    Each element of the batch is solved as if it were alone and has its own status.  P counts through its symmetric part
+    and may be singular or absent (a linear program).  Leading batch dimensions broadcast as in ``torch.linalg``; an
+    argument without them is shared by the batch, and its gradient is the sum over the batch.
+
+    Args:
+        P: (*batch, n, n), positive semidefinite; ``None`` stands for zero.
+        q: (*batch, n), float64 or float32.  It fixes n, the dtype and the device of all arguments.
+        G, h: (*batch, m, n) and (*batch, m), both or neither; a row with h = +inf is no constraint.
+        A, b: (*batch, p, n) and (*batch, p), both or neither; rows may be redundant.
+        lb, ub: (*batch, n), or one number for all variables; -inf and +inf are no bounds.  One may come without the
+            other.  Magnitudes of 1e20 and more count as infinite here and in h.
+        warm_start: a guess: the :class:`Solution` of a similar problem, or (x, y, z, z_box) of which each may be
+            ``None``.  The solution and its derivative do not depend on it beyond the accuracy that was asked for.
+        settings: how to solve, see :class:`optlayer.Settings`.
+        **overrides: fields of ``settings``, such as ``eps_abs=1e-6`` or ``on_failure="raise"``.
+
+    Returns:
+        A :class:`Solution`: x (*batch, n), y (*batch, p), z (*batch, m), z_box (*batch, n), s (*batch, m), status
+        (*batch) and what else is known of it.  Under autocast half precision arguments are solved in float32.
+
+        Elements that are infeasible, unbounded, non-convex or hold invalid values are no exception: they have a status,
+        and by default NaN for a solution.  A cotangent of exactly zero there gives a gradient of exactly zero, so that
+        ``loss[solution.solved].sum()`` trains on the others.
+
+    Raises:
+        ProblemError: a wrong type, dtype, device or shape, before any work.
+        SettingsError: an unknown setting or one out of its range.
+        SolverError: an element failed and ``on_failure="raise"``.
+
+    Example:
+        The point of the unit simplex that is nearest to (1, 2, 3) / 4, and its derivative.
+
+        >>> import torch
+        >>> from optlayer import solve_qp
+        >>> target = torch.tensor([0.25, 0.5, 0.75], dtype=torch.float64, requires_grad=True)
+        >>> one = torch.ones(1, 3, dtype=torch.float64)
+        >>> solution = solve_qp(torch.eye(3, dtype=torch.float64), -target, A=one, b=one[:, 0], lb=0)
+        >>> solution.x.round(decimals=4).tolist()
+        [0.0833, 0.3333, 0.5833]
+        >>> solution.x[0].backward()
+        >>> target.grad.round(decimals=4).tolist()
+        [0.6667, -0.3333, -0.3333]
+    """
+    problem = validate(P, q, G, h, A, b, lb, ub)
+    if settings is None:
+        settings = DEFAULTS
+    elif not isinstance(settings, Settings):
+        raise SettingsError(f"settings is {settings!r}, expected an optlayer.Settings")
+    if overrides:
+        settings = settings.override(**overrides)
+    dtype = working_dtype(q)
+    settings = settings.resolve(dtype)
+    warm = None if warm_start is None else _warm(warm_start, problem, dtype)
+    raw = derivative.solve(*problem.tensors, warm, _options(settings))
+    return Solution(
+        x=raw.x,
+        y=raw.y,
+        z=raw.z,
+        z_box=raw.z_box,
+        s=raw.s,
+        status=raw.status,
+        iterations=raw.iterations,
+        weakly_active=raw.weakly_active,
+        certificate=Point(raw.ray_x, raw.ray_y, raw.ray_z, raw.ray_box),
+        problem=problem,
+        settings=settings,
+        factorisation=Factorisation(raw.lower_share, raw.state, raw.factor, raw.index),
+        rule=RULE,
+    )
+
+
+def _options(settings: Settings) -> derivative.Options:
+    """Resolved settings as the operator takes them."""
+    return derivative.Options(
+        settings.eps_abs,  # type: ignore[arg-type]  # resolved: not None
+        settings.eps_rel,  # type: ignore[arg-type]
+        settings.max_iter,
+        settings.backend,
+        settings.formulation,
+        settings.on_failure,
+    )
+
+
+def _warm(
+    warm_start: Solution | Sequence[Tensor | None], problem: Problem, dtype: torch.dtype
+) -> tuple[Tensor | None, ...]:
+    """The four parts of a warm start, checked against the problem."""
+    if isinstance(warm_start, Solution):
+        warm_start = (warm_start.x, warm_start.y, warm_start.z, warm_start.z_box)
+    if not isinstance(warm_start, (tuple, list)) or len(warm_start) != 4:
+        raise ProblemError("warm_start must be a Solution or (x, y, z, z_box), of which each may be None")
+    batch, device = problem.batch, problem.q.device
+    sizes = (problem.n, problem.p, problem.m, problem.n)
+    for name, size, t in zip(PARTS, sizes, warm_start, strict=True):
+        if t is None:
+            continue
+        if not isinstance(t, Tensor) or t.dtype is not dtype or t.device != device:
+            found = f"{t.dtype} on {t.device}" if isinstance(t, Tensor) else type(t).__qualname__
+            raise ProblemError(f"{name} of warm_start is {found}, expected a tensor of {dtype} on {device}")
+        shape = t.shape
+        lead = shape[:-1]
+        short = len(batch) - len(lead)
+        if not shape or shape[-1] != size or short < 0 or any(a not in (1, b) for a, b in zip(lead, batch[short:])):
+            raise ProblemError(
+                f"{name} of warm_start has shape {tuple(shape)}, expected one that broadcasts to {(*batch, size)}"
+            )
+    return tuple(None if t is None else t.detach() for t in warm_start)
+
+
+def _linear(solution: Solution, r: Point) -> Point:
+    P, _, G, _, A, *_ = _promoted(solution)
+    _, state, factor, index = solution.factorisation
+    return Point(*derivative.linear(P, G, A, state, factor, index, solution.status, *r, solution.settings.backend))
+
+
+def _adjoint(solution: Solution, output: str, cotangent: Tensor, parameter: str) -> Tensor:
+    lower_share, state, factor, index = solution.factorisation
+    raw = derivative.Raw(
+        *(solution.x, solution.y, solution.z, solution.z_box, solution.s),
+        *(solution.status, solution.iterations, solution.weakly_active, lower_share),
+        *solution.certificate,
+        *(state, factor, index),
+    )
+    cotangents: dict[str, Any] = {"g_box" if output == "z_box" else f"g_{output}": cotangent}
+    gradients = derivative.adjoint(
+        *_promoted(solution), raw, **cotangents, wanted=(parameter,), backend=solution.settings.backend
+    )
+    return gradients[parameter]
+
+
+def _promoted(solution: Solution) -> list[Any]:
+    """The problem in the dtype that it was solved in, which differs from its own under autocast only."""
+    return [None if t is None else t.to(solution.x.dtype) for t in solution.problem.tensors]
+
+
+RULE = Rule(_linear, _adjoint)

@@ -1,0 +1,96 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How to solve: every option of the library, its default and its range, in one place."""
+
+from dataclasses import dataclass, fields, replace
+from typing import Any, Literal
+
+import torch
+
+from .errors import SettingsError
+
+BACKENDS = ("auto", "reference")
+FORMULATIONS = ("auto", "split", "range")
+ON_FAILURE = ("nan", "raise", "warn", "ignore")
+DEFAULT_EPS = {torch.float64: 1e-9, torch.float32: 1e-5}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to solve a quadratic program.  Immutable; every field is checked when the record is made.
+
+    A batch element is solved when, on the data as given, its primal residual, dual residual and duality gap are each at
+    most ``eps_abs + eps_rel * scale``, with the scales of :func:`optlayer.problem.residuals`.
+
+    Attributes:
+        eps_abs: absolute accuracy, >= 0; ``None``: 1e-9 for float64, 1e-5 for float32.
+        eps_rel: accuracy relative to the scales of the problem, >= 0; ``None`` as for ``eps_abs``.  Not both may be 0.
+        max_iter: limit on the interior point iterations of each batch element, >= 1.
+        backend: the engine: ``"reference"`` (plain torch, any device) or ``"auto"`` (the fastest one that fits).
+        formulation: the form of the KKT system: ``"split"`` (any problem), ``"range"`` (well conditioned positive
+            definite P without bounds; cheaper) or ``"auto"`` (``"range"`` where it is as accurate, else ``"split"``).
+        on_failure: what to do about elements that are not solved: ``"nan"`` (fill them with NaN), ``"raise"`` (a
+            :class:`optlayer.SolverError` that names element and status), ``"warn"`` (a ``RuntimeWarning`` that does) or
+            ``"ignore"`` (return the best iterate).  ``"raise"`` and ``"warn"`` make the host wait for the device.
+
+    Raises:
+        SettingsError: a field has a wrong type or a value out of its range; the message names field, found, expected.
+
+    Example:
+        >>> import torch
+        >>> from optlayer import Settings
+        >>> Settings(eps_abs=1e-6).resolve(torch.float64)
+        Settings(eps_abs=1e-06, eps_rel=1e-09, max_iter=200, backend='auto', formulation='auto', on_failure='nan')
+    """
+
+    eps_abs: float | None = None
+    eps_rel: float | None = None
+    max_iter: int = 200
+    backend: Literal["auto", "reference"] = "auto"
+    formulation: Literal["auto", "split", "range"] = "auto"
+    on_failure: Literal["nan", "raise", "warn", "ignore"] = "nan"
+
+    def __post_init__(self) -> None:
+        _check_eps("eps_abs", self.eps_abs)
+        _check_eps("eps_rel", self.eps_rel)
+        if self.eps_abs == 0 and self.eps_rel == 0:
+            raise SettingsError("eps_abs and eps_rel are both 0, which no solver can reach: make one of them positive")
+        if not isinstance(self.max_iter, int) or isinstance(self.max_iter, bool) or self.max_iter < 1:
+            raise SettingsError(f"max_iter is {self.max_iter!r}, expected an integer >= 1")
+        _check_choice("backend", self.backend, BACKENDS)
+        _check_choice("formulation", self.formulation, FORMULATIONS)
+        _check_choice("on_failure", self.on_failure, ON_FAILURE)
+
+    def override(self, **overrides: Any) -> "Settings":
+        """These settings with some fields replaced; an unknown name raises :class:`SettingsError`."""
+        for name in overrides:
+            if name not in NAMES:
+                raise SettingsError(f"{name!r} is no setting, expected one of {', '.join(NAMES)}")
+        return replace(self, **overrides) if overrides else self
+
+    def resolve(self, dtype: torch.dtype) -> "Settings":
+        """These settings with the accuracies that ``None`` stands for in ``dtype``, float64 or float32."""
+        if self.eps_abs is not None and self.eps_rel is not None:
+            return self
+        if dtype not in DEFAULT_EPS:
+            raise SettingsError(f"dtype is {dtype}, expected torch.float64 or torch.float32")
+        eps = DEFAULT_EPS[dtype]
+        return replace(
+            self,
+            eps_abs=eps if self.eps_abs is None else self.eps_abs,
+            eps_rel=eps if self.eps_rel is None else self.eps_rel,
+        )
+
+
+NAMES = tuple(field.name for field in fields(Settings))
+
+
+def _check_eps(name: str, value: float | None) -> None:
+    if value is None:
+        return
+    if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 <= value < float("inf"):
+        raise SettingsError(f"{name} is {value!r}, expected None or a finite number >= 0")
+
+
+def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise SettingsError(f"{name} is {value!r}, expected one of {', '.join(map(repr, choices))}")

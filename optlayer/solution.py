@@ -1,0 +1,254 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The solution of a batch of quadratic programs: a record that can judge and differentiate itself."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from .problem import CORES, Problem, Residuals, residuals
+from .settings import Settings
+from .status import Status
+
+OUTPUTS = ("x", "y", "z", "z_box", "s")
+
+
+class Point(NamedTuple):
+    """A vector of the KKT system: one part per block of unknowns.
+
+    Attributes:
+        x: (*batch, n), with the variables.
+        y: (*batch, p), with the rows of A.
+        z: (*batch, m), with the rows of G.
+        z_box: (*batch, n), with the bounds.
+    """
+
+    x: Tensor
+    y: Tensor
+    z: Tensor
+    z_box: Tensor
+
+
+class Factorisation(NamedTuple):
+    """The KKT system at the solution as the engine keeps it, (*batch, ...) each; only the engine reads it."""
+
+    lower_share: Tensor
+    state: Tensor
+    factor: Tensor
+    index: Tensor  # type: ignore[assignment]  # a tuple's method otherwise
+
+
+class Rule(NamedTuple):
+    """The derivative rule, handed over by the room that knows it.
+
+    Attributes:
+        linear: (solution, r) -> u with K u = r.
+        adjoint: (solution, output, cotangent, parameter) -> the cotangent of one tensor of the problem for that of one
+            output, element by element of the batch; further leading dimensions are further cotangents.
+    """
+
+    linear: Callable[["Solution", Point], Point]
+    adjoint: Callable[["Solution", str, Tensor, str], Tensor]
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Solution:
+    """The solution of a batch of quadratic programs, :func:`optlayer.solve_qp`.
+
+        minimise  1/2 x'Px + q'x    subject to   Gx <= h,   Ax = b,   lb <= x <= ub
+
+    The first five attributes are differentiable with respect to every tensor of the problem.  Elements that failed hold
+    NaN there unless ``on_failure="ignore"``.  The record is immutable, a pytree, and may be made inside
+    ``torch.compile`` and ``torch.func.vmap``.
+
+    Attributes:
+        x: (*batch, n), the minimiser.
+        y: (*batch, p), multipliers of Ax = b, of either sign.
+        z: (*batch, m), multipliers of Gx <= h, >= 0.
+        z_box: (*batch, n), multipliers of the bounds: < 0 at an active lower bound, > 0 at an active upper one, and 0
+            where there is none.  Stationarity is Px + q + A'y + G'z + z_box = 0.
+        s: (*batch, m), the slack h - Gx, >= 0.
+        status: (*batch) int64, a :class:`optlayer.Status` each.
+        iterations: (*batch) int64, interior point iterations.
+        weakly_active: (*batch) int64, how many rows and bounds are active with a multiplier of zero.  Where there are
+            any, the solution has one-sided derivatives only; the ones returned lie between these.
+        certificate: proof for the elements that are infeasible, 0 elsewhere.  PRIMAL_INFEASIBLE: z >= 0 and
+            A'y + G'z + z_box = 0 with b'y + h'z + lb'z_box^- + ub'z_box^+ = -1.  DUAL_INFEASIBLE: a direction x with
+            Px = 0, Ax = 0, Gx <= 0 and q'x = -1 along which no bound is met.
+        problem: the problem that was solved.
+        settings: the settings that it was solved with.
+        factorisation: the KKT system as the engine keeps it, for :attr:`kkt`.
+        rule: the derivative rule, for :attr:`kkt` and :meth:`jacobian`.
+
+    Example:
+        >>> import torch
+        >>> from optlayer import solve_qp
+        >>> q = torch.tensor([-1.0, -3.0], dtype=torch.float64)
+        >>> solution = solve_qp(torch.eye(2, dtype=torch.float64), q, lb=0, ub=2)
+        >>> solution
+        Solution(batch=(), n=2, m=0, p=0, dtype=torch.float64, device=cpu)
+        >>> solution.x.tolist(), solution.z_box.tolist()
+        ([1.0, 2.0], [0.0, 1.0])
+        >>> bool(solution.solved), bool(solution.is_optimal(1e-9, 0.0))
+        (True, True)
+        >>> solution.jacobian("x", "q").tolist()
+        [[-1.0, 0.0], [0.0, 0.0]]
+    """
+
+    x: Tensor
+    y: Tensor
+    z: Tensor
+    z_box: Tensor
+    s: Tensor
+    status: Tensor
+    iterations: Tensor
+    weakly_active: Tensor
+    certificate: Point
+    problem: Problem
+    settings: Settings
+    factorisation: Factorisation
+    rule: Rule
+
+    @property
+    def solved(self) -> Tensor:
+        """(*batch) bool: whether each element is solved to the accuracy that was asked for."""
+        return self.status == Status.SOLVED
+
+    @property
+    def objective(self) -> Tensor:
+        """(*batch): 1/2 x'Px + q'x."""
+        return self.residuals().objective.to(self.x.dtype)
+
+    def residuals(self) -> Residuals:
+        """All residuals, their scales and both objectives, recomputed from the problem as given; (*batch) each.
+
+        The arithmetic is float64 whatever the dtype of the solution and whether autocast is on or not, so that the
+        numbers tell of the solution and not of their own rounding.  See :func:`optlayer.problem.residuals`.
+        """
+        given = [None if t is None else t.double() for t in self.problem.tensors]
+        point = [t.double() for t in (self.x, self.y, self.z, self.z_box)]
+        return residuals(*given, *point)  # type: ignore[arg-type]
+
+    def primal_residual(self) -> Tensor:
+        """(*batch) float64: max(|Ax - b|, (Gx - h)+, (lb - x)+, (x - ub)+), in the infinity norm."""
+        return self.residuals().primal
+
+    def dual_residual(self) -> Tensor:
+        """(*batch) float64: |Px + q + A'y + G'z + z_box|, or a multiplier's wrong sign where that is larger."""
+        return self.residuals().dual
+
+    def duality_gap(self) -> Tensor:
+        """(*batch) float64: |x'Px + q'x + b'y + h'z + lb'z_box^- + ub'z_box^+|."""
+        return self.residuals().gap
+
+    def is_optimal(self, eps_abs: float | None = None, eps_rel: float | None = None) -> Tensor:
+        """(*batch) bool: whether the three residuals are at most eps_abs + eps_rel * scale; by default the settings'.
+
+        This is recomputed from the problem and independent of ``status``.
+        """
+        settings = self.settings.override(
+            eps_abs=self.settings.eps_abs if eps_abs is None else eps_abs,
+            eps_rel=self.settings.eps_rel if eps_rel is None else eps_rel,
+        ).resolve(self.x.dtype)
+        return self.residuals().within(settings.eps_abs, settings.eps_rel)  # type: ignore[arg-type]
+
+    @property
+    def kkt(self) -> "KKT":
+        """The KKT matrix at the solution, factorised."""
+        return KKT(self)
+
+    def jacobian(self, output: str, parameter: str) -> Tensor:
+        """The Jacobian of one output with respect to one tensor of the problem, element by element of the batch.
+
+        Args:
+            output: "x", "y", "z", "z_box" or "s".
+            parameter: "P", "q", "G", "h", "A", "b", "lb" or "ub", one that was given.
+
+        Returns:
+            (*batch, size of the output, *shape of the parameter without its batch): entry (i, j) is the derivative of
+            output i with respect to parameter entry j; for P that of its symmetric part.  A parameter that the batch
+            shares has a Jacobian per element; its gradient is their sum.  NaN for failed elements.
+
+        Raises:
+            ValueError: no output or no given tensor of that name.
+        """
+        if output not in OUTPUTS:
+            raise ValueError(f"output is {output!r}, expected one of {', '.join(OUTPUTS)}")
+        given = [name for name in CORES if getattr(self.problem, name) is not None]
+        if parameter not in given:
+            raise ValueError(f"parameter is {parameter!r}, expected one of those given: {', '.join(given)}")
+        value: Tensor = getattr(self, output)
+        size, rank = value.shape[-1], value.ndim - 1
+        unit = torch.eye(size, dtype=value.dtype, device=value.device)
+        unit = unit.reshape(size, *(1,) * rank, size).expand(size, *value.shape)
+        return self.rule.adjoint(self, output, unit, parameter).movedim(0, rank)
+
+    def __repr__(self) -> str:
+        return (
+            f"Solution(batch={tuple(self.status.shape)}, n={self.problem.n}, m={self.problem.m}, p={self.problem.p}, "
+            f"dtype={self.x.dtype}, device={self.x.device})"
+        )
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class KKT:
+    """The symmetric matrix of every linear solve at a solution, factorised:
+
+        K = [ P  A'  G'   I     ;
+              A  0   0    0     ;
+              G  0  -D    0     ;
+              I  0   0   -D_box ]
+
+    over the active rows and bounds, with D = 0, or D = s/z > 0 where a row is weakly active.  It is the derivative of
+    the optimality conditions, so K^-1 gives every tangent and cotangent of the solution.
+    """
+
+    solution: Solution
+
+    def solve(
+        self,
+        r_x: Tensor | None = None,
+        r_y: Tensor | None = None,
+        r_z: Tensor | None = None,
+        r_box: Tensor | None = None,
+    ) -> Point:
+        """u = K^-1 r, for the price of two triangular solves; a part of r that is ``None`` is zero.
+
+        Args:
+            r_x, r_y, r_z, r_box: (*batch, n), (*batch, p), (*batch, m), (*batch, n), or shapes that broadcast with
+                these; further leading dimensions are further right-hand sides.
+
+        Returns:
+            A :class:`Point`; 0 on inactive rows and bounds, whatever r is there; NaN for failed elements unless r is
+            zero.
+        """
+        solution = self.solution
+        parts = zip((r_x, r_y, r_z, r_box), (solution.x, solution.y, solution.z, solution.z_box), strict=True)
+        return solution.rule.linear(solution, Point(*(torch.zeros_like(w) if r is None else r for r, w in parts)))
+
+
+def _flatten(solution: Solution) -> tuple[list[Any], tuple[Settings, Rule]]:
+    return [getattr(solution, name) for name in PARTS], (solution.settings, solution.rule)
+
+
+def _unflatten(parts: Iterable[Any], fixed: tuple[Settings, Rule]) -> Solution:
+    return Solution(**dict(zip(PARTS, parts, strict=True)), settings=fixed[0], rule=fixed[1])
+
+
+PARTS = (
+    "x",
+    "y",
+    "z",
+    "z_box",
+    "s",
+    "status",
+    "iterations",
+    "weakly_active",
+    "certificate",
+    "problem",
+    "factorisation",
+)
+pytree.register_pytree_node(Solution, _flatten, _unflatten, serialized_type_name="optlayer.Solution")
