@@ -30,6 +30,9 @@ CORES = {"P": 2, "q": 1, "G": 2, "h": 1, "A": 2, "b": 1, "lb": 1, "ub": 1}
 FULL = (torch.float64, torch.float32)
 HALF = (torch.float16, torch.bfloat16)
 STRIDED = torch.strided
+Tensors = tuple[
+    Tensor | None, Tensor, Tensor | None, Tensor | None, Tensor | None, Tensor | None, Tensor | None, Tensor | None
+]
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -56,7 +59,7 @@ class Problem:
     ub: Tensor | None
 
     @property
-    def tensors(self) -> tuple[Tensor | None, ...]:
+    def tensors(self) -> Tensors:
         """(P, q, G, h, A, b, lb, ub)."""
         return self.P, self.q, self.G, self.h, self.A, self.b, self.lb, self.ub
 
@@ -79,6 +82,11 @@ class Problem:
     def p(self) -> int:
         """Number of rows of A."""
         return 0 if self.b is None else self.b.shape[-1]
+
+    def to(self, dtype: torch.dtype) -> "Problem":
+        """This problem in another dtype."""
+        tensors: list[Any] = [None if t is None else t.to(dtype) for t in self.tensors]
+        return Problem(*tensors)
 
     def __repr__(self) -> str:
         shapes = ", ".join(f"{k}={tuple(t.shape)}" for k, t in zip(NAMES, self.tensors, strict=True) if t is not None)

@@ -138,7 +138,12 @@ def _warm(
         shape = t.shape
         lead = shape[:-1]
         short = len(batch) - len(lead)
-        if not shape or shape[-1] != size or short < 0 or any(a not in (1, b) for a, b in zip(lead, batch[short:])):
+        if (
+            not shape
+            or shape[-1] != size
+            or short < 0
+            or any(a not in (1, b) for a, b in zip(lead, batch[short:], strict=True))
+        ):
             raise ProblemError(
                 f"{name} of warm_start has shape {tuple(shape)}, expected one that broadcasts to {(*batch, size)}"
             )
@@ -146,7 +151,7 @@ def _warm(
 
 
 def _linear(solution: Solution, r: Point) -> Point:
-    P, _, G, _, A, *_ = _promoted(solution)
+    P, _, G, _, A, *_ = solution.problem.to(solution.x.dtype).tensors  # they differ under autocast only
     _, state, factor, index = solution.factorisation
     return Point(*derivative.linear(P, G, A, state, factor, index, solution.status, *r, solution.settings.backend))
 
@@ -161,14 +166,13 @@ def _adjoint(solution: Solution, output: str, cotangent: Tensor, parameter: str)
     )
     cotangents: dict[str, Any] = {"g_box" if output == "z_box" else f"g_{output}": cotangent}
     gradients = derivative.adjoint(
-        *_promoted(solution), raw, **cotangents, wanted=(parameter,), backend=solution.settings.backend
+        *solution.problem.to(solution.x.dtype).tensors,
+        raw,
+        **cotangents,
+        wanted=(parameter,),
+        backend=solution.settings.backend,
     )
     return gradients[parameter]
-
-
-def _promoted(solution: Solution) -> list[Any]:
-    """The problem in the dtype that it was solved in, which differs from its own under autocast only."""
-    return [None if t is None else t.to(solution.x.dtype) for t in solution.problem.tensors]
 
 
 RULE = Rule(_linear, _adjoint)

@@ -128,9 +128,8 @@ class Solution:
         The arithmetic is float64 whatever the dtype of the solution and whether autocast is on or not, so that the
         numbers tell of the solution and not of their own rounding.  See :func:`optlayer.problem.residuals`.
         """
-        given = [None if t is None else t.double() for t in self.problem.tensors]
-        point = [t.double() for t in (self.x, self.y, self.z, self.z_box)]
-        return residuals(*given, *point)  # type: ignore[arg-type]
+        point = (self.x.double(), self.y.double(), self.z.double(), self.z_box.double())
+        return residuals(*self.problem.to(torch.float64).tensors, *point)
 
     def primal_residual(self) -> Tensor:
         """(*batch) float64: max(|Ax - b|, (Gx - h)+, (lb - x)+, (x - ub)+), in the infinity norm."""
