@@ -15,12 +15,12 @@ BUMPS = (1e-14, 1e-12, 1e-10, 1e-8)
 
 def mv(M: Tensor, x: Tensor) -> Tensor:
     """M x."""
-    return torch.matmul(M, x.unsqueeze(-1)).squeeze(-1)
+    return torch.bmm(M, x.unsqueeze(-1)).squeeze(-1)
 
 
 def tmv(M: Tensor, y: Tensor) -> Tensor:
     """M' y."""
-    return torch.matmul(y.unsqueeze(-2), M).squeeze(-2)
+    return torch.bmm(M.mT, y.unsqueeze(-1)).squeeze(-1)
 
 
 def dot(x: Tensor, y: Tensor) -> Tensor:
@@ -29,10 +29,10 @@ def dot(x: Tensor, y: Tensor) -> Tensor:
 
 
 def norm(x: Tensor) -> Tensor:
-    """The infinity norm of each vector; zero for a vector without entries."""
+    """The infinity norm over the last dimension; zero where it has no entries."""
     if x.shape[-1] == 0:
         return x.new_zeros(x.shape[:-1])
-    return torch.linalg.vector_norm(x, float("inf"), dim=-1)
+    return x.abs().amax(-1)
 
 
 def highest(x: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ For a positive definite and reasonably conditioned P without bounds, the system 
 
     S = C P^-1 C' + diag(1/w),       t = S^-1 (C P^-1 a - c),       dx = P^-1 (a - C' t),       dv = t
 
-in which only the diagonal changes from one iteration to the next. P^-1, W = P^-1 C' and C W are formed once; an iteration
+in which only the diagonal changes from one iteration to the next. P^-1, W = P^-1 C' and K = C W are formed once; an iteration
 costs the Cholesky factorisation of S and a few products. It pays while there are not many more rows than variables.
 """
 
@@ -14,7 +14,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .algebra import lower_solve, lower_solve_transposed
+from .algebra import lower_solve
 from .split import unit_cholesky
 
 PIVOT_RATIO = 1e-6  # least admissible min L_ii^2 / max L_ii^2: errors of the adjoint stay below 1e-10
@@ -26,16 +26,18 @@ class RangeSpace:
     """What does not change over the iterations: P^-1, W = P^-1 C', K = C W, from L with L L' = P (B, n, n)."""
 
     def __init__(self, L: Tensor, C: Tensor):
-        half = lower_solve(L, torch.eye(L.shape[-1], dtype=L.dtype, device=L.device).expand_as(L))
-        self.inverse = half.mT @ half
-        V = lower_solve(L, C.mT)
-        self.W = lower_solve_transposed(L, V)
+        n = L.shape[-1]
+        identity = torch.eye(n, dtype=L.dtype, device=L.device).expand_as(L)
+        both = lower_solve(L, torch.cat([identity, C.mT], -1))
+        V = both[..., n:]
         self.K = V.mT @ V
+        self.both = both.mT @ both[..., :n]  # P^-1 over W', of shape (B, n + r, n)
+        self.W = self.both[:, n:].mT.contiguous()
 
     def take(self, index: Tensor) -> RangeSpace:
         """The same for some elements of the batch."""
         part = object.__new__(RangeSpace)
-        part.inverse, part.W, part.K = self.inverse[index], self.W[index], self.K[index]
+        part.both, part.W, part.K = self.both[index], self.W[index], self.K[index]
         return part
 
     def factor(self, w: Tensor) -> RangeFactor:
@@ -55,8 +57,9 @@ class RangeFactor:
     def solve(self, a: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
         """(dx, dv) for right-hand sides a (B, n, R) and c (B, r, R)."""
         j, W = self.j.unsqueeze(-1), self.space.W
-        t = torch.cholesky_solve(j * (W.mT @ a - c), self.F) * j
-        return self.space.inverse @ a - W @ t, t
+        u, Wa = (self.space.both @ a).split([W.shape[1], W.shape[2]], 1)
+        t = torch.cholesky_solve(j * (Wa - c), self.F) * j
+        return torch.baddbmm(u, W, t, alpha=-1), t
 
 
 def admissible(L: Tensor, ok: Tensor, rows: int, bounded: Tensor) -> Tensor:

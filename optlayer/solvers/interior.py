@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from ..kkt.algebra import dot, highest, mv, norm, tmv
-from ..kkt.rangespace import RangeSpace
+from ..kkt.rangespace import RangeFactor, RangeSpace
 from ..kkt.scaling import Scaling
 from ..kkt.split import SplitFactor
 from ..status import Status
@@ -37,8 +37,12 @@ RHO_MIN, DELTA_MIN = 1e-14, 1e-12  # rho 1e-12 already stalls LPs whose costs ar
 RESCUE = 1e-7  # rho and delta where a factorisation breaks down
 STEP, LONG_STEP, LONG = 0.95, 0.9999, 0.9  # fraction to the boundary; the long one once the step passes 0.9. 0.99 cycles.
 TINY = 1e-40  # floor of s and z
+WORTH_SHRINKING = 1 << 15  # entries of [P; C] from which on leaving finished elements behind pays for the copies
 STALL, AFTER_CONTRACT = 12, 6  # iterations without progress; iterations granted once the contract is met
 START_FLOOR = 1e-2
+
+
+Kernel = SplitFactor | RangeFactor
 
 
 class Rules(NamedTuple):
@@ -92,26 +96,29 @@ class Point(NamedTuple):
 
 
 class Residuals(NamedTuple):
-    """What is measured at a point; vectors in scaled units, `contract` and `key` in the caller's."""
+    """What is measured at a point, in scaled units but for the contract."""
 
     rd: Tensor
     ry: Tensor
     rz: Tensor
     mu: Tensor
-    hp: Tensor
-    hd: Tensor
-    hg: Tensor
-    contract: Tensor  # largest residual in units of its tolerance: met at 1
+    worst: Tensor  # (3, B) primal, dual and gap, purely relative
+    contract: Tensor  # the largest unscaled residual in units of its tolerance: met at 1
     Px: Tensor
     Cx: Tensor
 
+    def take(self, index: Tensor) -> Residuals:
+        """Some elements of the batch."""
+        return Residuals(*(t[:, index] if t is self.worst else t[index] for t in self))
+
 
 class Outcome(NamedTuple):
-    """Where the method ended. rays in unscaled units: v (B, p + m) of a Farkas certificate, x (B, n) of an unbounded one."""
+    """Where the method ended and the contract there. rays in unscaled units: v (B, p + m) of a Farkas certificate, x (B, n) of an unbounded one."""
 
     point: Point
     status: Tensor
     iterations: Tensor
+    contract: Tensor
     ray_x: Tensor
     ray_v: Tensor
 
@@ -151,18 +158,25 @@ class InteriorPoint:
 
     def _prepare(self) -> None:
         """What is needed at every iteration and does not change."""
-        Q, p = self.problem, self.p
-        self.A, self.G = Q.C[:, :p], Q.C[:, p:]
+        Q, p, m, n = self.problem, self.p, self.m, self.n
+        self.PC = torch.cat([Q.P, Q.C], 1)
+        self.At, self.Gt = Q.C[:, :p].mT.contiguous(), Q.C[:, p:].mT.contiguous()
         self.e = torch.cat([Q.d[:, p:], -Q.lo, Q.hi], 1) if self.boxes else Q.d[:, p:]
-        self.dual_unit = 1 / (Q.c * Q.D)
-        self.row_unit = 1 / Q.E
+        self.dual_unit, self.row_unit = 1 / (Q.c * Q.D), 1 / Q.E
         self.unit = torch.cat([self.row_unit[:, p:], Q.D, Q.D], 1) if self.boxes else self.row_unit[:, p:]
         self.cost = Q.c.squeeze(-1)
-        self.norm_q, self.norm_d = norm(Q.q), norm(Q.d)
-        self.norm_q_unscaled, self.norm_d_unscaled = norm(Q.q * self.dual_unit), norm(Q.d * self.row_unit)
-        bounded = (Q.live[:, self.m :].sum(-1) > 0) if self.boxes else torch.zeros_like(Q.count, dtype=torch.bool)
+        self.count = Q.count.clamp(min=1).unsqueeze(-1)
+        self.alone = (Q.count == 0).unsqueeze(-1)
+        bounded = (Q.live[:, m:].sum(-1) > 0) if self.boxes else self.alone.squeeze(-1) & False
         self.bounded = bounded.to(Q.q.dtype)
-        self.elastic = self.rules.elastic * (torch.arange(Q.live.shape[1], device=Q.q.device) < self.m)
+        self.size_d = torch.stack([norm(Q.q).clamp(min=1e-8), norm(Q.q * self.dual_unit)])
+        self.size_p = torch.stack([norm(Q.d).clamp(min=1), norm(Q.d * self.row_unit)])
+        self.full = bool(Q.live.all())
+        self.elastic = self.rules.elastic * (torch.arange(Q.live.shape[1], device=Q.q.device) < m)
+
+    def _on(self, t: Tensor) -> Tensor:
+        """A vector over the inequalities with zeros in those that are absent."""
+        return t if self.full else t * self.problem.live
 
     def _shrink(self, keep: Tensor) -> None:
         self.problem = self.problem.take(keep)
@@ -177,7 +191,7 @@ class InteriorPoint:
     def _box(self, z: Tensor) -> tuple[Tensor, Tensor]:
         return z[:, self.m : self.m + self.n], z[:, self.m + self.n :]
 
-    def _factor(self, w: Tensor, rho: Tensor, delta: Tensor) -> SplitFactor | object:
+    def _factor(self, w: Tensor, rho: Tensor, delta: Tensor) -> Kernel:
         equality = (1 / (delta + self.rules.elastic)).expand(-1, self.p)
         rows = torch.cat([equality, w[:, : self.m]], 1)
         if self.space is not None:
@@ -188,17 +202,17 @@ class InteriorPoint:
             diagonal = diagonal + lower + upper
         return SplitFactor(self.problem.P, self.problem.C, rows, diagonal)
 
-    def _solve(self, kernel: object, w: Tensor, a: Tensor, cy: Tensor, cz: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """dx, dy, dz and E dx with (P + rho) dx + A'dy + E'dz = a, A dx - delta dy = cy, E dx - dz/w = cz."""
+    def _solve(self, kernel: Kernel, w: Tensor, a: Tensor, cy: Tensor, cz: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """dx, dy, dz with (P + rho) dx + A'dy + E'dz = a, A dx - delta dy = cy, E dx - dz/w = cz."""
         if self.boxes:
             (cl, cu), (wl, wu) = self._box(cz), self._box(w)
             a = a - wl * cl + wu * cu
-        dx, dv = kernel.solve(a.unsqueeze(-1), torch.cat([cy, cz[:, : self.m]], 1).unsqueeze(-1))  # type: ignore[attr-defined]
+        dx, dv = kernel.solve(a.unsqueeze(-1), torch.cat([cy, cz[:, : self.m]], 1).unsqueeze(-1))
         dx, dv = dx.squeeze(-1), dv.squeeze(-1)
         dz = dv[:, self.p :]
         if self.boxes:
             dz = torch.cat([dz, -wl * (dx + cl), wu * (dx - cu)], 1)
-        return dx, dv[:, : self.p], dz, self._E(dx, mv(self.problem.C, dx))
+        return dx, dv[:, : self.p], dz
 
     # ---- start, measure, step -------------------------------------------------------------------------------------
 
@@ -208,7 +222,7 @@ class InteriorPoint:
         one = torch.full_like(Q.c, DELTA)
         w = Q.live / (1 + self.elastic + DELTA)
         zero = torch.zeros_like(Q.q)
-        x, y, z, _ = self._solve(
+        x, y, z = self._solve(
             self._factor(w, torch.full_like(Q.c, RHO), one), w, -Q.q, Q.d[:, : self.p], self.e - self._E(zero, torch.zeros_like(Q.d))
         )
         s = -z
@@ -234,76 +248,77 @@ class InteriorPoint:
 
     def measure(self, at: Point) -> Residuals:
         """Residuals of the problem at a point, scaled for the method and unscaled for the contract."""
-        Q, p, rules = self.problem, self.p, self.rules
+        Q, p, n, rules = self.problem, self.p, self.n, self.rules
         x, y, z, s = at
-        z = z * Q.live
-        Px, Cx = mv(Q.P, x), mv(Q.C, x)
-        Ay, Gz = tmv(self.A, y), tmv(self.G, z[:, : self.m])
-        Ez, zb = Gz, None
+        z = self._on(z)
+        Px, Cx = mv(self.PC, x).split([n, Q.d.shape[1]], 1)
+        Gz = mv(self.Gt, z[:, : self.m])
+        Ez, parts = Gz, [Px, Gz]
         if self.boxes:
             lower, upper = self._box(z)
-            zb = upper - lower
-            Ez = Gz + zb
-        rd = Px + Q.q + Ay + Ez
+            Ez = Gz + upper - lower
+            parts += [upper - lower]
+        rd = Px + Q.q + Ez
+        if p:
+            Ay = mv(self.At, y)
+            rd, parts = rd + Ay, [*parts, Ay]
         ry = Cx[:, :p] - Q.d[:, :p]
-        excess = (self._E(x, Cx) - self.e) * Q.live
-        rz = excess + s * Q.live
+        excess = self._on(self._E(x, Cx) - self.e)
+        rz = excess + self._on(s)
         if rules.elastic:
             ry, rz = ry - rules.elastic * y, rz - self.elastic * z
         complementarity = dot(s, z)
-        mu = complementarity / Q.count.clamp(min=1)
         xPx, qx = dot(x, Px), dot(Q.q, x)
         objective = 0.5 * xPx + qx
 
-        primal = torch.maximum(norm(ry), norm(rz))
-        size_p = torch.stack([self.norm_d, norm(Cx), self.bounded * norm(x)]).amax(0).clamp(min=1.0)
-        size_d = torch.stack([self.norm_q, norm(Px), norm(Ay), norm(Ez)]).amax(0).clamp(min=1e-8)
-        size_g = torch.maximum(objective.abs(), 1e-2 * dot(Q.q.abs(), x.abs())).clamp(min=1e-4)
-        hp, hd, hg = primal / size_p, norm(rd) / size_d, complementarity / size_g
+        columns = torch.stack([rd, Ez, *parts], 1).abs()
+        scaled, unscaled = columns.amax(-1), (columns * self.dual_unit.unsqueeze(1)).amax(-1)
+        rows = torch.stack([Cx, Cx * self.row_unit]).abs().amax(-1) if Cx.shape[1] else self.size_p
+        reach = torch.stack([x, x * Q.D]).abs().amax(-1) * self.bounded
+        size_p, sp = torch.maximum(torch.maximum(rows, reach), self.size_p)
+        size_d = torch.maximum(scaled[:, 1:].amax(-1), self.size_d[0])
+        size_g = torch.maximum(objective.abs(), 1e-2 * (Q.q * x).abs().sum(-1)).clamp(min=1e-4)
+        primal = torch.maximum(norm(ry), norm(rz)) if p else norm(rz)
+        worst = torch.stack([primal / size_p, scaled[:, 0] / size_d, complementarity / size_g])
 
         if rules.elastic:
-            contract = torch.stack([primal, norm(rd), complementarity]).amax(0) / max(rules.eps_abs, rules.eps_rel)
-            return Residuals(rd, ry, rz, mu, hp, hd, hg, contract, Px, Cx)
-        support = dot(Q.d[:, :p], y) + dot(self.e, z)
-        rp = torch.maximum(norm(ry * self.row_unit[:, :p]), highest(excess * self.unit))
-        gap = (xPx + qx + support).abs() / self.cost
-        values = torch.stack([Q.offset + objective / self.cost, Q.offset - (0.5 * xPx + support) / self.cost])
-        sp = torch.stack([self.norm_d_unscaled, norm(Cx * self.row_unit), self.bounded * norm(x * Q.D)]).amax(0)
-        parts = [Px, Ay, Gz] if zb is None else [Px, Ay, Gz, zb]
-        sd = torch.maximum(self.norm_q_unscaled, norm(torch.cat([t * self.dual_unit for t in parts], 1)))
-        residuals = torch.stack([rp, norm(rd * self.dual_unit), gap])
+            contract = torch.stack([primal, scaled[:, 0], complementarity]).amax(0) / max(rules.eps_abs, rules.eps_rel)
+            return Residuals(rd, ry, rz, complementarity / self.count.squeeze(-1), worst, contract, Px, Cx)
+        support = dot(self.e, z)
+        rp = highest(excess * self.unit)
+        if p:
+            support, rp = support + dot(Q.d[:, :p], y), torch.maximum(rp, norm(ry * self.row_unit[:, :p]))
+        half = 0.5 * xPx
+        values = torch.stack([objective, -half - support]) / self.cost + Q.offset
+        residuals = torch.stack([rp, unscaled[:, 0], (xPx + qx + support).abs() / self.cost])
+        sd = torch.maximum(unscaled[:, 2:].amax(-1), self.size_d[1])
         scales = torch.stack([sp, sd, values.abs().amin(0)])
-        contract = (residuals / (rules.eps_rel * scales).clamp(min=rules.eps_abs).clamp(min=1e-300)).amax(0)
-        return Residuals(rd, ry, rz, mu, hp, hd, hg, contract, Px, Cx)
+        contract = (residuals / (rules.eps_rel * scales).clamp(min=max(rules.eps_abs, 1e-300))).amax(0)
+        return Residuals(rd, ry, rz, complementarity / self.count.squeeze(-1), worst, contract, Px, Cx)
 
     def advance(self, at: Point, r: Residuals, rho: Tensor, delta: Tensor) -> tuple[Point, Tensor]:
         """One predictor-corrector step, and where the factorisation succeeded."""
-        Q = self.problem
         x, y, z, s = at
-
-        def weights() -> Tensor:
-            return Q.live * z / (s + (delta + self.elastic) * z)
-
-        w = weights()
+        w = self._on(z / (s + (delta + self.elastic) * z))
         kernel = self._factor(w, rho, delta)
-        if not kernel.ok.all():  # type: ignore[attr-defined]
-            rho = torch.where(kernel.ok.unsqueeze(-1), rho, RESCUE)  # type: ignore[attr-defined]
-            delta = torch.where(kernel.ok.unsqueeze(-1), delta, RESCUE)  # type: ignore[attr-defined]
-            w = weights()
+        if not kernel.ok.all():
+            rho, delta = (torch.where(kernel.ok.unsqueeze(-1), t, RESCUE) for t in (rho, delta))
+            w = self._on(z / (s + (delta + self.elastic) * z))
             kernel = self._factor(w, rho, delta)
 
         def direction(rc: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
             """Newton on s z = s z - rc; E dx + ds - delta dz = -rz and z ds + s dz = -rc."""
-            dx, dy, dz, _ = self._solve(kernel, w, -r.rd, -r.ry, -r.rz + rc / z)
-            return dx, dy, dz * Q.live, -(rc + s * dz) / z * Q.live
+            dx, dy, dz = self._solve(kernel, w, -r.rd, -r.ry, rc / z - r.rz)
+            return dx, dy, self._on(dz), self._on((rc + s * dz) / -z)
+
+        if z.shape[1] == 0:
+            dx, dy, _, _ = direction(s)
+            return Point(x + dx, y + dy, z, s), kernel.ok
 
         def lengths(dz: Tensor, ds: Tensor) -> tuple[Tensor, Tensor]:
             """The largest primal and dual steps up to 1 that keep s and z positive."""
-            if z.shape[1] == 0:
-                full = torch.ones_like(Q.c)
-                return full, full
-            primal = (-ds / s).amax(-1, keepdim=True).clamp(min=1).reciprocal()
-            dual = (-dz / z).amax(-1, keepdim=True).clamp(min=1).reciprocal()
+            primal = (ds / s).amin(-1, keepdim=True).clamp(max=-1).reciprocal().neg()
+            dual = (dz / z).amin(-1, keepdim=True).clamp(max=-1).reciprocal().neg()
             if self.rules.elastic:
                 primal = dual = torch.minimum(primal, dual)
             return primal, dual
@@ -312,15 +327,14 @@ class InteriorPoint:
         dx, dy, dz, ds = direction(sz)
         primal, dual = lengths(dz, ds)
         mu = r.mu.unsqueeze(-1)
-        affine = dot((s + primal * ds) * Q.live, z + dual * dz).unsqueeze(-1) / Q.count.clamp(min=1).unsqueeze(-1)
+        affine = self._on((s + primal * ds) * (z + dual * dz)).sum(-1, keepdim=True) / self.count
         sigma = (affine.clamp(min=0) / mu.clamp(min=1e-300)).pow(3).clamp(max=1)
-        if z.shape[1]:
-            dx, dy, dz, ds = direction(sz + ds * dz - sigma * mu)
-            primal, dual = lengths(dz, ds)
-        alone = (Q.count == 0).unsqueeze(-1)
-        primal, dual = (torch.where(alone, 1.0, a * torch.where(a > LONG, LONG_STEP, STEP)) for a in (primal, dual))
+        dx, dy, dz, ds = direction(sz + ds * dz - sigma * mu)
+        lengths_ = torch.cat(lengths(dz, ds), 1)
+        lengths_ = lengths_ * (STEP + (LONG_STEP - STEP) * (lengths_ > LONG))
+        primal, dual = lengths_.masked_fill(self.alone, 1.0).split(1, 1)
         s, z = (s + primal * ds).clamp(min=TINY), (z + dual * dz).clamp(min=TINY)
-        return Point(x + primal * dx, y + dual * dy, z, s), kernel.ok  # type: ignore[attr-defined]
+        return Point(x + primal * dx, y + dual * dy, z, s), kernel.ok
 
     # ---- the loop -------------------------------------------------------------------------------------------------
 
@@ -333,59 +347,66 @@ class InteriorPoint:
             Point(*(t.clone() for t in at)),
             torch.full((B,), int(Status.MAX_ITERATIONS), device=device),
             torch.zeros(B, dtype=torch.int64, device=device),
+            Q.q.new_full((B,), torch.inf),
             torch.zeros_like(Q.q),
             torch.zeros_like(Q.d),
         )
         ids = torch.arange(B, device=device)
         running = torch.ones(B, dtype=torch.bool, device=device)
-        best, best_key = at, Q.q.new_full((B,), torch.inf)
-        record = Q.q.new_full((3, B), torch.inf)  # the least hp, hd, hg so far
+        best, best_key, best_contract = at, out.contract.clone(), out.contract.clone()
+        record = Q.q.new_full((3, B), torch.inf)  # the least primal, dual and gap so far
         idle, met = torch.zeros_like(ids), torch.zeros_like(ids)
         rho, delta = torch.full_like(Q.c, RHO), torch.full_like(Q.c, DELTA)
-        reference = before = None
+        reference: Tensor | None = None
+        before: tuple[Point, Residuals] | None = None
         ok = running
         for k in range(rules.max_iter + 1):
             r = self.measure(at)
-            worst = torch.stack([r.hp, r.hd, r.hg])
-            big = worst.amax(0)
+            big = r.worst.amax(0)
+            floored = r.worst.clamp(min=0.1 * rules.relative)
+            idle = (idle + 1) * ~(floored < 0.9 * record).any(0)
+            record = torch.minimum(record, floored)
+            met = met + ((r.contract <= 1) | (met > 0))
             key = torch.maximum(r.contract, (big / rules.relative).clamp(max=1))
-            contract = r.contract <= 1
-            met = torch.where(contract | (met > 0), met + 1, 0)
-            progress = (worst.clamp(min=0.1 * rules.relative) < 0.9 * record).any(0)
-            idle = torch.where(progress, 0, idle + 1)
-            record = torch.minimum(record, worst.clamp(min=0.1 * rules.relative))
             better = key < best_key
-            best, best_key = at.where(better, best), torch.where(better, key, best_key)
+            best = at if better.all() else at.where(better, best)
+            best_key = torch.where(better, key, best_key)
+            best_contract = torch.where(better, r.contract, best_contract)
 
-            verdict = torch.where((idle >= STALL) | (met > AFTER_CONTRACT), int(Status.INSUFFICIENT_PROGRESS), 0)
-            verdict = torch.where(~r.contract.isfinite() | ~ok, int(Status.NUMERICAL_ERROR), verdict)
-            verdict = torch.where(contract & (big <= rules.relative), int(Status.SOLVED), verdict)
+            solved = (r.contract <= 1) & (big <= rules.relative)
+            stalled = (idle >= STALL) | (met > AFTER_CONTRACT)
+            broken = ~(r.contract.isfinite() & ok)
+            verdict = torch.zeros_like(ids)
             if rules.infeasible:
-                verdict = self._certify(k, at, r, before, running & (verdict != Status.SOLVED), verdict, ids, out)
-            if k == rules.max_iter:
-                verdict = torch.where(verdict == 0, int(Status.MAX_ITERATIONS), verdict)
-            ended = (running & (verdict != 0)).nonzero().squeeze(-1)
+                verdict = self._certify(k, at, r, before, running & ~solved, verdict, ids, out)
+            ends = solved | stalled | broken | (verdict > 0) | (k == rules.max_iter)
+            ended = (running & ends).nonzero().squeeze(-1)
             if ended.numel():
-                where, last = ids[ended], at.where(verdict == Status.SOLVED, best).take(ended)
+                verdict = torch.where((verdict == 0) & stalled, int(Status.INSUFFICIENT_PROGRESS), verdict)
+                verdict = torch.where((verdict == 0) & broken, int(Status.NUMERICAL_ERROR), verdict)
+                verdict = torch.where(solved, int(Status.SOLVED), verdict)
+                verdict = torch.where(verdict == 0, int(Status.MAX_ITERATIONS), verdict)
+                where, last = ids[ended], at.where(solved, best).take(ended)
                 for store, value in zip(out.point, last, strict=True):
                     store[where] = value
                 out.status[where], out.iterations[where] = verdict[ended], k
-                running = running & (verdict == 0)
+                out.contract[where] = torch.where(solved, r.contract, best_contract)[ended]
+                running = running & ~ends
                 left = int(running.sum())
                 if left == 0:
                     break
-                if left <= running.shape[0] // 2:
+                if left <= running.shape[0] // 2 and self.PC.numel() > WORTH_SHRINKING:
                     keep = running.nonzero().squeeze(-1)
                     self._shrink(keep)
                     Q = self.problem
-                    ids, running, met, idle, best_key = (t[keep] for t in (ids, running, met, idle, best_key))
-                    record, rho, delta, at, best = record[:, keep], rho[keep], delta[keep], at.take(keep), best.take(keep)
-                    r = Residuals(*(t[keep] for t in r))
+                    ids, running, met, idle = ids[keep], running[keep], met[keep], idle[keep]
+                    best_key, best_contract, record = best_key[keep], best_contract[keep], record[:, keep]
+                    rho, delta, at, best, r = rho[keep], delta[keep], at.take(keep), best.take(keep), r.take(keep)
                     reference = None if reference is None else reference[keep]
 
-            measure = torch.where(Q.count == 0, torch.maximum(r.hp, r.hd), r.mu).unsqueeze(-1)
+            measure = torch.where(self.alone, r.worst[:2].amax(0).unsqueeze(-1), r.mu.unsqueeze(-1))
             reference = measure.clamp(min=1e-300) if reference is None else reference
-            fall = (measure / reference).clamp(max=1)
+            fall = measure / reference
             rho = torch.minimum(rho, RHO * fall).clamp(min=RHO_MIN)
             delta = torch.minimum(delta, DELTA * fall).clamp(min=DELTA_MIN)
             before = (at, r)
@@ -413,14 +434,14 @@ class InteriorPoint:
             primal = dual = candidates & (Q.count == 0)
         else:
             late = candidates & ((Q.count == 0) | (k >= 2))
-            primal = late & (r.hp > 1e-12) & (r.hp > 0.5 * before[1].hp)
-            dual = late & (r.hd > 1e-12) & (r.hd > 0.5 * before[1].hd) & (norm(at.x) > 1e3)
+            stuck = late & (r.worst[:2] > 1e-12) & (r.worst[:2] > 0.5 * before[1].worst[:2])
+            primal, dual = stuck[0], stuck[1] & (norm(at.x) > 1e3)
         if self.rules.elastic:
             primal, dual = candidates & (k >= 2), torch.zeros_like(candidates)
         lb, ub = torch.where(Q.live[:, self.m : self.m + self.n] > 0, Q.lo * Q.D, -torch.inf) if self.boxes else None, None
         if self.boxes:
             ub = torch.where(Q.live[:, self.m + self.n :] > 0, Q.hi * Q.D, torch.inf)
-        if self.m + p + self.n * self.boxes and primal.any():
+        if at.z.shape[1] + p and primal.any():
             v = torch.cat([at.y, (at.z * Q.live)[:, : self.m]], 1)
             trials = [v]
             if before is not None:

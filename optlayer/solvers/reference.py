@@ -198,7 +198,7 @@ def _finish(
     x, v = scaling.D * interior.x, scaling.E * interior.v / scaling.c
     z_box = (interior.z_upper - interior.z_lower) / (scaling.c * scaling.D)
     x, z_box = restored(standard, problem.P, problem.q, problem.C, x, v, z_box)
-    merit = _merit(problem, p, rules, x, v, z_box)
+    merit = outcome.contract.clone()
 
     which = (~ended).nonzero().squeeze(-1)
     everyone = which.numel() == status.shape[0]
@@ -216,6 +216,9 @@ def _finish(
     good, rows = which[better], better.nonzero().squeeze(-1)
     x[good], v[good], z_box[good], merit[good] = face.x[rows], polished[rows], face.z_box[rows], merit_polished[rows]
     v = torch.where(standard.live, v, 0.0)
+    rough = which[~better]
+    if rough.numel():
+        merit[rough] = _merit(problem.take(rough), p, rules, x[rough], v[rough], z_box[rough])
     met = merit <= 1
     claimed = status == Status.SOLVED
     status = torch.where(~ended & met, int(Status.SOLVED), status)
