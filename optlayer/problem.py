@@ -83,9 +83,9 @@ class Problem:
         """Number of rows of A."""
         return 0 if self.b is None else self.b.shape[-1]
 
-    def to(self, dtype: torch.dtype) -> "Problem":
-        """This problem in another dtype."""
-        tensors: list[Any] = [None if t is None else t.to(dtype) for t in self.tensors]
+    def to(self, dtype: torch.dtype, device: torch.device | str | None = None) -> "Problem":
+        """This problem in another dtype and, unless ``None``, on another device."""
+        tensors: list[Any] = [None if t is None else t.to(device, dtype) for t in self.tensors]
         return Problem(*tensors)
 
     def __repr__(self) -> str:

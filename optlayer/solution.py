@@ -148,11 +148,14 @@ class Solution:
 
         This is recomputed from the problem and independent of ``status``.
         """
-        settings = self.settings.override(
-            eps_abs=self.settings.eps_abs if eps_abs is None else eps_abs,
-            eps_rel=self.settings.eps_rel if eps_rel is None else eps_rel,
-        ).resolve(self.x.dtype)
-        return self.residuals().within(settings.eps_abs, settings.eps_rel)  # type: ignore[arg-type]
+        return self.residuals().within(*self.tolerances(eps_abs, eps_rel))
+
+    def tolerances(self, eps_abs: float | None = None, eps_rel: float | None = None) -> tuple[float, float]:
+        """(eps_abs, eps_rel), those of the settings in place of ``None``."""
+        settings = self.settings.resolve(self.x.dtype)
+        eps_abs = settings.eps_abs if eps_abs is None else eps_abs
+        eps_rel = settings.eps_rel if eps_rel is None else eps_rel
+        return eps_abs, eps_rel  # type: ignore[return-value]  # resolved: not None
 
     @property
     def kkt(self) -> "KKT":

@@ -21,7 +21,7 @@ class Status(IntEnum):
     diagnosis: str
     advice: str
 
-    def __new__(cls, value: int, diagnosis: str, advice: str) -> "Status":
+    def __new__(cls, value: int, diagnosis: str = "", advice: str = "") -> "Status":
         member = int.__new__(cls, value)
         member._value_ = value
         member.diagnosis = diagnosis
