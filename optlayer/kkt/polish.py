@@ -144,7 +144,9 @@ def polish(problem: Program, p: int, live: Tensor, scaling: Scaling, interior: I
             doubtful_lo = _weak(lo[good], -zb[good], s_lo[good], i.z_lower, i.s_lower, zs, ss)
             doubtful_up = _weak(up[good], zb[good], s_up[good], i.z_upper, i.s_upper, zs, ss)
             doubtful_box = (doubtful_lo & ~up[good] | doubtful_up & ~lo[good]) & ~fix[good]
-            x[at], v[at], z_box[at], sure[at] = ux[good], uv[good], ub_[good], True
+            signed = torch.where(lo, ub_.clamp(max=0), torch.where(up, ub_.clamp(min=0), ub_))
+            x[at], z_box[at], sure[at] = ux[good], signed[good], True
+            v[at] = torch.where(equality, uv, uv.clamp(min=0))[good]
             w[at] = torch.where(doubtful, w[at], state.w[good])
             w_box[at] = torch.where(doubtful_box, w_box[at], state.w_box[good])
             weak[at] = doubtful.sum(-1) + doubtful_box.sum(-1)

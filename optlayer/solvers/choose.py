@@ -92,7 +92,7 @@ def _qp(
         s = s.masked_fill(failed.reshape(*batch, 1), torch.nan)
 
     def shaped(t: Tensor, dtype: torch.dtype) -> Tensor:
-        return t.to(dtype).reshape(*batch, *t.shape[1:]).contiguous()
+        return t.to(dtype).reshape(batch + t.shape[1:]).contiguous()
 
     real = (x, y, z, z_box)
     rays = (out.ray_x, out.ray_v[:, :p], out.ray_v[:, p:], out.ray_box)
@@ -108,11 +108,11 @@ def _qp(
 
 
 def _slack(q: Tensor, G: Tensor | None, h: Tensor | None, x: Tensor, batch: torch.Size) -> Tensor:
-    """s = h - G x, never below zero where x is feasible to rounding only."""
+    """s = h - G x."""
     if G is None or h is None:
         return q.new_zeros(*batch, 0)
-    Gx = (G.to(x.dtype) @ x.reshape(*batch, -1, 1)).squeeze(-1)
-    return (h.to(x.dtype) - Gx).clamp(min=0).to(q.dtype).contiguous()
+    Gx = (G.to(x.dtype) @ x.reshape(*batch, q.shape[-1], 1)).squeeze(-1)
+    return (h.to(x.dtype) - Gx).to(q.dtype).contiguous()
 
 
 def _kkt_solve(

@@ -207,14 +207,12 @@ def _finish(
         part, live, inner = problem.take(which), live[which], interior.take(which)
         scaling = Scaling(*(t[which] for t in scaling))
     face = polish(part, p, live, scaling, inner, keep)
-    polished = face.v.clone()
-    polished[:, p:].clamp_(min=0)
-    merit_polished = _merit(part, p, rules, face.x, polished, face.z_box)
+    merit_polished = _merit(part, p, rules, face.x, face.v, face.z_box)
     better = face.sure & ~(merit_polished > merit[which].clamp(min=NO_WORSE))
     face = centralised(part, p, live, inner, face, (face.sure & ~better).nonzero().squeeze(-1))
 
     good, rows = which[better], better.nonzero().squeeze(-1)
-    x[good], v[good], z_box[good], merit[good] = face.x[rows], polished[rows], face.z_box[rows], merit_polished[rows]
+    x[good], v[good], z_box[good], merit[good] = face.x[rows], face.v[rows], face.z_box[rows], merit_polished[rows]
     v = torch.where(standard.live, v, 0.0)
     rough = which[~better]
     if rough.numel():
