@@ -1,0 +1,11 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Figures of reliability, accuracy and speed, one command each: ``python -m benchmarks.NAME``.
+
+    reliability   the problem collections: status, residuals and iterations, beside PIQP's
+    gradients     the gradient of every kind of hard case, beside its exact value
+    softmax       the Jacobian of the softmax problem, beside its closed form
+    optnet        the time of a batch of OptNet's QPs, beside qpth's
+
+Each prints a table and writes it to ``benchmarks/results``. No answer counts before ``referee.py``, which knows numpy
+alone, has verified it on the original data.
+"""
