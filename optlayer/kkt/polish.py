@@ -29,8 +29,8 @@ from .system import State, System
 
 ROUNDS = 4
 REFINEMENTS = 10
-Z_SIGN, S_SIGN = 1e-11, 1e-12  # of the largest multiplier, and of the largest bound, right-hand side or variable
-WEAK, AMBIGUOUS = 1e-3, 1e6  # a weak row has s, z below 1e-3 of the largest and s/z between 1e-6 and 1e6
+Z_SIGN, S_SIGN = 1e-11, 1e-12  # of the largest term of stationarity; of the largest bound, right-hand side or variable
+WEAK, AMBIGUOUS = 1e-3, 1e6  # a weak row has s, z below 1e-3 of these sizes and s/z between 1e-6 and 1e6
 
 
 class Program(NamedTuple):
@@ -90,8 +90,8 @@ def polish(problem: Program, p: int, live: Tensor, scaling: Scaling, interior: I
     equality = torch.arange(r, device=device) < p
     fixed = lb == ub
     x, v = D * interior.x, E * interior.v / c
-    largest = torch.cat([interior.v[:, p:] * live[:, p:], interior.z_lower, interior.z_upper], 1)
-    z_size = norm(largest).clamp(min=1e-300).unsqueeze(-1)
+    forces = [c * D * q, c * D * mv(P, x), interior.v[:, p:] * live[:, p:], interior.z_lower, interior.z_upper]
+    z_size = norm(torch.cat(forces, 1)).clamp(min=1e-300).unsqueeze(-1)
     finite = [torch.where(t.isfinite(), t, 0.0) for t in (E * d, lb / D, ub / D)]
     s_size = norm(torch.cat([finite[0][:, p:], finite[1], finite[2], interior.x], 1)).clamp(min=1.0).unsqueeze(-1)
     tz, ts = Z_SIGN * z_size, S_SIGN * s_size

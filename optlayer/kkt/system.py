@@ -20,7 +20,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .algebra import norm
 from .scaling import Scaling
 from .split import SplitFactor
 
@@ -93,20 +92,20 @@ class System:
         weak = torch.where(free, w_box, 0.0)
         ux, uv = (torch.zeros_like(rx), torch.zeros_like(rv)) if start is None else start
         ux, uv = torch.where(free, ux, r_box), torch.where(there, uv, 0.0)
-        best, bx, bv = None, ux, uv
+        best, bx, bv, going = None, ux, uv, None
         for k in range(refinements + 2):
             a = rx - self.P @ ux - self.C.mT @ uv - weak / (c * D * D) * (ux - r_box)
             a = torch.where(free, c * D * a, 0.0)
             b = torch.where(there, E * (rv - self.C @ ux) + compliance * (c / E) * uv, 0.0)
-            error = torch.maximum(norm(a.mT), norm((b / (1 + compliance)).mT)).unsqueeze(-2)
-            if best is None:
-                best = error
+            error = torch.cat([a, b / (1 + compliance)], 1).abs().amax(1, keepdim=True)
+            if best is None or going is None:
+                best, going = error, torch.ones_like(error, dtype=torch.bool)
             else:
-                better = error < best
+                better = going & (error < best)
                 bx, bv = torch.where(better, ux, bx), torch.where(better, uv, bv)
-                improved = error < 0.7 * best
+                going = going & ((error < 0.7 * best) | (k == 1))
                 best = torch.where(better, error, best)
-                if k > 1 and not improved.any():
+                if not going.any():
                     break
             if k == refinements + 1:
                 break
