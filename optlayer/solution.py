@@ -94,8 +94,8 @@ class Solution:
         ([1.0, 2.0], [0.0, 1.0])
         >>> bool(solution.solved), bool(solution.is_optimal(1e-9, 0.0))
         (True, True)
-        >>> solution.jacobian("x", "q").tolist()
-        [[-1.0, 0.0], [0.0, 0.0]]
+        >>> solution.jacobian("x", "ub").tolist()
+        [[0.0, 0.0], [0.0, 1.0]]
     """
 
     x: Tensor

@@ -1,0 +1,51 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The statuses: their numbers are part of the operators' contract, their words are for people."""
+
+import copy
+import pickle
+
+import pytest
+import torch
+
+from optlayer import Status
+
+NUMBERS = {
+    "UNSOLVED": 0,
+    "SOLVED": 1,
+    "PRIMAL_INFEASIBLE": 2,
+    "DUAL_INFEASIBLE": 3,
+    "ALMOST_SOLVED": 4,
+    "MAX_ITERATIONS": 5,
+    "NUMERICAL_ERROR": 6,
+    "INSUFFICIENT_PROGRESS": 7,
+    "NON_CONVEX": 8,
+    "INVALID_DATA": 9,
+}
+
+
+def test_numbers_do_not_change() -> None:
+    assert {status.name: int(status) for status in Status} == NUMBERS
+
+
+@pytest.mark.parametrize("status", Status)
+def test_every_status_has_one_sentence_of_diagnosis_and_one_of_advice(status: Status) -> None:
+    for sentence in (status.diagnosis, status.advice):
+        assert sentence[0].isupper()
+        assert sentence.endswith(".")
+        assert "\n" not in sentence
+
+
+def test_sentences_differ() -> None:
+    assert len({status.diagnosis for status in Status}) == len(Status)
+    assert len({status.advice for status in Status}) == len(Status)
+
+
+@pytest.mark.parametrize("status", Status)
+def test_a_status_is_an_integer_that_survives_copy_and_pickle(status: Status) -> None:
+    assert Status(int(status)) is status
+    assert pickle.loads(pickle.dumps(status)) is status
+    assert copy.deepcopy(status) is status
+
+
+def test_a_status_compares_with_a_tensor() -> None:
+    assert (torch.tensor([0, 1, 2]) == Status.SOLVED).tolist() == [False, True, False]
