@@ -14,8 +14,8 @@ and u is again the solution of a system with the same K.  So the derivative of t
 derivative of a linear solve with K (linear.py) are made of the same two pieces and of each other: derivatives of
 every order cost solves with the factorisation that the forward pass left behind, never another factorisation.
 
-Two things lie outside the system.  The slack is s = h - Gx, hence ds = dh - dG x - G dx.  An active bound is the lower one
-by the share `lower_share`, hence d(bound) = lower_share dlb + (1 - lower_share) dub.
+Two things lie outside the system.  The slack is s = h - Gx, hence ds = dh - dG x - G dx.  An active bound is the
+lower one by the share `lower_share`, hence d(bound) = lower_share dlb + (1 - lower_share) dub.
 
 Constants, by definition: the active set and its weights (locally constant where the solution is differentiable), warm
 starts (the solution does not depend on them), status, iterations, certificates and the engine's own state.

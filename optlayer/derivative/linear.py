@@ -45,7 +45,7 @@ class Linear(Function):
         *system, wx, wy, wz = ctx.saved_tensors
         wants, status = ctx.needs_input_grad, system[6]
         with full_precision(ctx.zeros.device.type):
-            u = linear(*system, *ctx.zeros.fill(cotangents), ctx.backend)
+            u = linear(*(*system, *ctx.zeros.fill(cotangents), ctx.backend))
             matrices: list[Tensor | None] = [None, None, None]
             if any(wants[:3]):
                 ux, uy, uz = u[:3]
@@ -62,7 +62,7 @@ class Linear(Function):
         with full_precision(ctx.zeros.device.type), forward_mode():
             pushed = (*push((wx, wy, wz), *tangents[:3]), None)
             r = ctx.zeros.fill([add(a, b) for a, b in zip(pushed, tangents[7:11], strict=True)])
-            return linear(*system, *r, ctx.backend)
+            return linear(*(*system, *r, ctx.backend))
 
     @staticmethod
     def vmap(info: Any, in_dims: Any, *args: Any) -> Any:
@@ -91,7 +91,7 @@ def linear(
     """
     args = P, G, A, state, factor, index, status, rx, ry, rz, r_box, backend
     recorded = torch.compiler.is_compiling() or recording((P, G, A, rx, ry, rz, r_box))
-    u: tuple[Tensor, Tensor, Tensor, Tensor] = Linear.apply(*args) if recorded else Linear.forward(*args)
+    u: tuple[Tensor, Tensor, Tensor, Tensor] = (Linear.apply if recorded else Linear.forward)(*args)
     return u
 
 
@@ -100,7 +100,7 @@ torch.compiler.allow_in_graph(linear)  # Dynamo refuses to look into a Function 
 
 def _bare_kkt_solve(*args: Any) -> Any:
     refuse_tangents(args)
-    return Linear.apply(*args[:6], None, *args[6:])
+    return Linear.apply(*args[:6], None, *args[6:])  # type: ignore[no-untyped-call]
 
 
 # Exported and compiled graphs call the operator itself; there too it has its derivative.

@@ -75,7 +75,7 @@ def _adjoint_solve(
         gz = torch.where(failed, gs.abs() if gz is None else gz.abs() + gs.abs(), 0 if gz is None else gz)
         gs = torch.where(failed | torch.isinf(s), 0, gs)
         gx = add(gx, -torch.where(failed, 0, matvec(G.mT, gs)))
-    ux, uy, uz, u_box = linear(*system[:7], *zeros.fill((gx, gy, gz, g_box)), system[7])
+    ux, uy, uz, u_box = linear(*(*system[:7], *zeros.fill((gx, gy, gz, g_box)), system[7]))
     return ux, uy, uz if gs is None else uz + gs, u_box
 
 
@@ -135,7 +135,7 @@ class Solution(Function):
                 None if dub is None else (1 - lower_share) * dub,
             )
             r = ctx.zeros.fill((rx, add(ry, db), add(rz, dh), r_box))
-            dx, dy, dz, dz_box = linear(P, G, A, state, factor, index, status, *r, ctx.backend)
+            dx, dy, dz, dz_box = linear(P, G, A, state, factor, index, status, *(*r, ctx.backend))
             ds = dz
             if G is not None:
                 ds = torch.where(failed, dz, r[2] - matvec(G, torch.where(failed, 0, dx)))
@@ -157,7 +157,9 @@ def _tracked_solve(*args: Any) -> tuple[Tensor, ...]:
     if autocast_on(args[1].device.type):  # half precision is solved in float32, as torch.linalg does
         half = torch.float16, torch.bfloat16
         tensors = tuple(t.float() if t is not None and t.dtype in half else t for t in tensors)
-    out: tuple[Tensor, ...] = Solution.apply(*tensors, *args[12:], recording(tensors[:8]))
+    out: tuple[Tensor, ...] = Solution.apply(  # type: ignore[no-untyped-call]
+        *tensors, *args[12:], recording(tensors[:8])
+    )
     return out
 
 
@@ -212,8 +214,8 @@ def adjoint(
     """The gradients of each element of the batch by itself, also in arguments that the batch shares.
 
     Args: the arguments and the result of `solve`; the cotangents of x, y, z, z_box and s, each of the shape of its
-        output with any leading dimensions added, all to be solved at once: `torch.eye` gives a Jacobian; `wanted`: names
-        of arguments.
+        output with any leading dimensions added, all to be solved at once: `torch.eye` gives a Jacobian; `wanted`:
+        names of arguments.
     Returns: for each wanted argument that is not None its gradient, (*leading, *batch, ...), not summed over the batch.
     """
     given = dict(zip(PARAMETERS, (P, q, G, h, A, b, lb, ub), strict=True))
@@ -234,7 +236,7 @@ def adjoint(
 
 def _bare_qp(*args: Any) -> Any:
     refuse_tangents(args)
-    return Solution.apply(*args) if recording(args[:8]) else Solution.forward(*args)
+    return (Solution.apply if recording(args[:8]) else Solution.forward)(*args)
 
 
 # Exported and compiled graphs call the operator itself, and compiled kernels drop tangents without a word.  There too a
