@@ -1,0 +1,177 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The operator ``optlayer::entropic_softmax``: the softmax problem from its data to its outputs, below autograd.
+
+    maximise  theta'x - temperature sum_i x_i log x_i    subject to   sum_i x_i = 1,   0 <= x <= upper
+
+    arguments   theta (*batch, n), temperature (*batch), upper (*batch, n) or None; leading dimensions broadcast
+    returns     x, log_x                (*batch, n)
+                y                       (*batch), the multiplier of the sum
+                z_upper                 (*batch, n), those of the caps, >= 0
+                free                    (*batch, n), the share of each variable that its cap leaves free
+                status, iterations      (*batch) int64
+                residual                (*batch)
+
+The problem is solved in float64 whatever the dtype, as the equivalent problem with a = (theta - max theta) /
+temperature and temperature 1.  What cannot take part is taken out first: a variable with theta = -inf or with a cap of
+zero is zero.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from .. import ops
+from ..errors import SolverError
+from ..status import Status
+from . import interior_point
+
+library = torch.library.Library("optlayer", "FRAGMENT")
+library.define(
+    "entropic_softmax(Tensor theta, Tensor temperature, Tensor? upper, float eps, int max_iter, str on_failure) -> "
+    "(Tensor x, Tensor log_x, Tensor y, Tensor z_upper, Tensor free, "
+    "Tensor status, Tensor iterations, Tensor residual)",
+    tags=(torch.Tag.pt2_compliant_tag, torch.Tag.cudagraph_unsafe),
+)
+entropic_softmax = torch.ops.optlayer.entropic_softmax.default
+
+# Number of trailing dimensions of each tensor argument that are not batch.
+CORES = (1, 0, 1)
+
+# Values solved at once by each thread of a CPU: about what its cache holds of the dozen vectors of an iteration.
+PIECE = 2**15
+
+# A cap that no probability can reach.
+NO_CAP = 2.0
+
+
+class Columns(NamedTuple):
+    """Outputs with one problem a column: (n, B) or (B,)."""
+
+    x: Tensor
+    log_x: Tensor
+    y: Tensor
+    z_upper: Tensor
+    free: Tensor
+    status: Tensor
+    iterations: Tensor
+    residual: Tensor
+
+
+def _batch(theta: Tensor, temperature: Tensor, upper: Tensor | None) -> torch.Size:
+    upper_batch = () if upper is None else upper.shape[:-1]
+    batch: torch.Size = torch.broadcast_shapes(theta.shape[:-1], temperature.shape, upper_batch)
+    return batch
+
+
+def _kernel(
+    theta: Tensor, temperature: Tensor, upper: Tensor | None, eps: float, max_iter: int, on_failure: str
+) -> tuple[Tensor, ...]:
+    batch, n = _batch(theta, temperature, upper), theta.shape[-1]
+    B = batch.numel()
+    rounding = torch.finfo(theta.dtype).eps
+
+    def rows(t: Tensor) -> Tensor:
+        return t.expand(*batch, n).reshape(B, n)
+
+    theta_rows, taus = rows(theta), temperature.expand(batch).reshape(B)
+    caps = None if upper is None else rows(upper)
+    size = max(1, PIECE * torch.get_num_threads() // n) if theta.device.type == "cpu" else max(1, B)
+    pieces = []
+    for first in range(0, max(B, 1), size):
+        part = slice(first, first + size)
+        columns = (theta_rows[part].double().T.contiguous(), taus[part].double())
+        cap = None if caps is None else caps[part].double().T.contiguous()
+        pieces.append(_solve(*columns, cap, rounding, eps, max_iter))
+    out = Columns(*(torch.cat(parts, -1) for parts in zip(*pieces, strict=True)))
+    failed = out.status != Status.SOLVED
+    if on_failure in ("raise", "warn") and bool(failed.any()):
+        message = _report(out.status.reshape(batch))
+        if on_failure == "raise":
+            raise SolverError(message)
+        warnings.warn(message, RuntimeWarning, stacklevel=2)
+    if on_failure == "nan":
+        x, log_x, y, z_upper = (t.masked_fill(failed, torch.nan) for t in out[:4])
+        out = out._replace(x=x, log_x=log_x, y=y, z_upper=z_upper)
+
+    def shaped(t: Tensor) -> Tensor:
+        dtype = theta.dtype if t.is_floating_point() else t.dtype
+        return t.T.to(dtype).reshape(*batch, n) if t.dim() == 2 else t.to(dtype).reshape(batch)
+
+    return tuple(shaped(t).contiguous() for t in out)
+
+
+def _solve(theta: Tensor, tau: Tensor, caps: Tensor | None, rounding: float, eps: float, max_iter: int) -> Columns:
+    """One problem a column: theta and caps (n, B), tau (B,), all float64; `rounding` is that of the caller's dtype."""
+    invalid = ~(tau > 0) | tau.isinf() | (theta.isnan() | (theta == torch.inf)).any(0)
+    removed = theta == -torch.inf
+    if caps is None:
+        infeasible = removed.all(0)
+    else:
+        invalid |= caps.isnan().any(0)
+        caps = caps.clamp(max=NO_CAP)
+        # The one way to be infeasible; its proof is the multiplier 1 on every cap and -1 on the sum.
+        room = torch.where(removed, 0, caps).sum(0)
+        infeasible = (caps < 0).any(0) | (room < 1 - 64 * rounding)
+        caps = caps / room.clamp(max=1)  # caps that sum to 1 in the caller's precision do so here
+        removed |= caps == 0
+    skip = invalid | infeasible
+    tau = torch.where(skip, 1, tau)
+    shift = torch.where(removed, -torch.inf, theta).amax(0)
+    a = (theta - shift) / tau
+    removed = removed | (a == -torch.inf)
+    aside = removed | skip
+    problem = interior_point.Problem(
+        torch.where(aside, 0, a),
+        None if caps is None else torch.where(aside, NO_CAP, caps),
+        torch.where(removed & ~skip, 0.0, 1.0).to(a) if bool(removed.any()) else None,
+    )
+    solution = interior_point.solve(problem, skip, eps, max_iter)
+
+    x, log_x = torch.where(removed, 0, solution.x), torch.where(removed, -torch.inf, solution.log_x)
+    z, free = torch.where(removed, 0, tau * solution.z), torch.where(removed, 1, solution.free)
+    if caps is not None:
+        shut = (caps == 0) & (theta > -torch.inf)
+        z, free = torch.where(shut, torch.inf, z), torch.where(shut, 0, free)
+    y = tau * solution.y + shift
+    x, log_x, y, z, residual = (t.masked_fill(skip, torch.nan) for t in (x, log_x, y, z, solution.residual))
+    free = torch.where(solution.solved, free, 1)
+
+    unsolved = torch.where(solution.iterations < max_iter, int(Status.NUMERICAL_ERROR), int(Status.MAX_ITERATIONS))
+    status = torch.where(solution.solved, int(Status.SOLVED), unsolved)
+    status = status.masked_fill(infeasible, int(Status.PRIMAL_INFEASIBLE))
+    status = status.masked_fill(invalid, int(Status.INVALID_DATA))
+    return Columns(x, log_x, y, z, free, status, solution.iterations, residual)
+
+
+def _report(status: Tensor) -> str:
+    """Which elements failed and how, in one sentence or two."""
+    failed = (status != Status.SOLVED).nonzero()
+    first = Status(int(status[tuple(failed[0])]))
+    where = f"element {tuple(failed[0].tolist())} of the batch" if status.dim() else "the problem"
+    more = "" if len(failed) == 1 else f" {len(failed)} of {status.numel()} elements failed."
+    return f"{where} ended with {first.name}: {first.diagnosis} {first.advice}{more}"
+
+
+def _fake(
+    theta: Tensor, temperature: Tensor, upper: Tensor | None, eps: float, max_iter: int, on_failure: str
+) -> tuple[Tensor, ...]:
+    batch, n = _batch(theta, temperature, upper), theta.shape[-1]
+    vector, scalar = theta.new_empty(*batch, n), theta.new_empty(batch)
+    count = torch.empty_like(scalar, dtype=torch.int64)
+    like = (vector, vector, scalar, vector, vector, count, count, scalar)
+    return tuple(torch.empty_like(t) for t in like)
+
+
+def _vmap(info: Any, in_dims: Sequence[int | None], *args: Any) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
+    return ops.map_batch(entropic_softmax, CORES, in_dims, args)
+
+
+for _key in ("CPU", "CUDA"):
+    library.impl("entropic_softmax", _kernel, _key)
+torch.library.register_fake("optlayer::entropic_softmax", _fake, lib=library)
+torch.library.register_vmap("optlayer::entropic_softmax", _vmap, lib=library)
