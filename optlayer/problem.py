@@ -358,8 +358,8 @@ def _flatten(problem: Problem) -> tuple[list[Any], tuple[bool, ...]]:
     given = [(CORES[name], t) for name, t in zip(NAMES, problem.tensors, strict=True) if t is not None]
     leaves: list[Any] = [t for _, t in given]
     if all(isinstance(t, Tensor) for t in leaves):
-        # Batch dimensions of size one are spelt out: vmap puts its dimension leftmost of each tensor, and what broadcast
-        # before must still broadcast after.
+        # Batch dimensions of size one are spelt out: vmap puts its dimension leftmost of each tensor, and what
+        # broadcast before must still broadcast after.
         rank = max(t.ndim - core for core, t in given)
         leaves = [t if t.ndim - core == rank else t[(None,) * (rank + core - t.ndim)] for core, t in given]
     return leaves, tuple(t is not None for t in problem.tensors)

@@ -28,6 +28,17 @@ class Status(IntEnum):
         member.advice = advice
         return member
 
+    # Compared as the integer it is.  IntEnum inherits the same, but Dynamo (torch 2.13) takes `tensor == Status.SOLVED`
+    # for False at once unless the comparison is spelt out in Python.
+    def __eq__(self, other: object) -> bool:
+        return int(self) == other
+
+    def __ne__(self, other: object) -> bool:
+        return int(self) != other
+
+    def __hash__(self) -> int:
+        return hash(int(self))
+
     UNSOLVED = (
         0,
         "The solve has not finished.",

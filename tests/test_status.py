@@ -47,5 +47,21 @@ def test_a_status_is_an_integer_that_survives_copy_and_pickle(status: Status) ->
     assert copy.deepcopy(status) is status
 
 
-def test_a_status_compares_with_a_tensor() -> None:
-    assert (torch.tensor([0, 1, 2]) == Status.SOLVED).tolist() == [False, True, False]
+@pytest.mark.parametrize("compiled", [False, True])
+def test_a_status_compares_with_a_tensor(compiled: bool) -> None:
+    """Also in a compiled graph, where an ordinary IntEnum would compare as False without an error."""
+
+    def compare(t: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return t == Status.SOLVED, t != Status.SOLVED
+
+    if compiled:
+        compare = torch.compile(compare, fullgraph=True, backend="eager")
+    equal, unequal = compare(torch.tensor([0, 1, 2]))
+    assert equal.tolist() == [False, True, False]
+    assert unequal.tolist() == [True, False, True]
+
+
+def test_a_status_compares_with_an_integer() -> None:
+    assert Status.SOLVED == 1
+    assert Status.SOLVED != 2
+    assert {1: "one"}[Status.SOLVED] == "one"
