@@ -44,12 +44,14 @@ def highest(x: Tensor) -> Tensor:
 
 def lower_solve(L: Tensor, R: Tensor) -> Tensor:
     """L^-1 R for a lower triangular L."""
-    return torch.linalg.solve_triangular(L, R, upper=False)
+    X: Tensor = torch.linalg.solve_triangular(L, R, upper=False)
+    return X
 
 
 def lower_solve_transposed(L: Tensor, R: Tensor) -> Tensor:
     """L^-T R for a lower triangular L."""
-    return torch.linalg.solve_triangular(L.mT, R, upper=True)
+    X: Tensor = torch.linalg.solve_triangular(L.mT, R, upper=True)
+    return X
 
 
 def cholesky(M: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,19 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
 """From an interior point to the vertex, edge or face it points at, with the active set verified and not guessed.
 
-At a solution the rows with z > 0 and those with s > 0 exclude each other, so z > s (scaled) is a good guess at the active
-ones. Given the active set the KKT conditions are linear:
+At a solution the rows with z > 0 and those with s > 0 exclude each other, so z > s (scaled) is a good guess at the
+active ones. Given the active set the KKT conditions are linear:
 
     K (x, v, z_box) = (-q, d, bounds)          with the K of system.py
 
-Solved and refined, their solution carries no trace of mu. If a multiplier comes out negative or an inactive row violated,
-exactly these rows change sides and K is factorised again (the primal-dual active-set method; Hintermueller, Ito, Kunisch
-2003); one round is nearly always enough. When no sign is wrong the active set is proven right.
+Solved and refined, their solution carries no trace of mu. If a multiplier comes out negative or an inactive row
+violated, exactly these rows change sides and K is factorised again (the primal-dual active-set method; Hintermueller,
+Ito, Kunisch 2003); one round is nearly always enough. When no sign is wrong the active set is proven right.
 
-Rows with both z and s at rounding level are weakly active: the solution is not differentiable there. They get the central
-value z/s of the interior point, which is one element of the generalised Jacobian and the same for identical rows.
-The last K is the one that derivatives use. Where no active set can be verified, K is the central one, z/s in every row.
-"""
+Rows with both z and s at rounding level are weakly active: the solution is not differentiable there. They get the
+central value z/s of the interior point, which is one element of the generalised Jacobian and the same for identical
+rows. The last K is the one that derivatives use. Where no active set can be verified, K is the central one, z/s in
+every row."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from .algebra import mv, norm
+from .program import Program
 from .scaling import Scaling
 from .split import SplitFactor
 from .system import State, System
@@ -31,21 +32,6 @@ ROUNDS = 4
 REFINEMENTS = 10
 Z_SIGN, S_SIGN = 1e-11, 1e-12  # of the largest term of stationarity; of the largest bound, right-hand side or variable
 WEAK, AMBIGUOUS = 1e-3, 1e6  # a weak row has s, z below 1e-3 of these sizes and s/z between 1e-6 and 1e6
-
-
-class Program(NamedTuple):
-    """The problem as the caller stated it, one batch dimension: C = [A; G], d = [b; h] with p equality rows."""
-
-    P: Tensor
-    q: Tensor
-    C: Tensor
-    d: Tensor
-    lb: Tensor
-    ub: Tensor
-
-    def take(self, index: Tensor) -> Program:
-        """Some elements of the batch."""
-        return Program(*(t[index] for t in self))
 
 
 class Interior(NamedTuple):
@@ -67,9 +53,8 @@ class Interior(NamedTuple):
 class Face(NamedTuple):
     """A point in the caller's units, and the system there.
 
-    x (B, n), v (B, r), z_box (B, n); `sure` (B,) where the active set is verified, `weak` (B,) the number of weakly active
-    rows and bounds; state, and index and factors of the kernel (None where they were not wanted).
-    """
+    x (B, n), v (B, r), z_box (B, n); `sure` (B,) where the active set is verified, `weak` (B,) the number of weakly
+    active rows and bounds; state, and heavy rows and factors of the kernel (None where they were not wanted)."""
 
     x: Tensor
     v: Tensor
@@ -77,7 +62,7 @@ class Face(NamedTuple):
     sure: Tensor
     weak: Tensor
     state: State
-    index: Tensor | None
+    heavy: Tensor | None
     factors: Tensor | None
 
 
@@ -105,7 +90,7 @@ def polish(problem: Program, p: int, live: Tensor, scaling: Scaling, interior: I
     x, v, z_box = x.clone(), v.clone(), interior.z_upper / (c * D) - interior.z_lower / (c * D)
     sure, weak = torch.zeros(B, dtype=torch.bool, device=device), torch.zeros(B, dtype=torch.int64, device=device)
     k, size = SplitFactor.sizes(n, r)
-    index = torch.zeros(B, k, dtype=torch.int64, device=device) if keep else None
+    heavy = torch.zeros(B, k, dtype=torch.int64, device=device) if keep else None
     factors = q.new_zeros(B, size) if keep else None
     stale = torch.ones_like(sure)  # elements whose factors are not those of (w, w_box)
     todo = torch.arange(B, device=device)
@@ -120,11 +105,9 @@ def polish(problem: Program, p: int, live: Tensor, scaling: Scaling, interior: I
             torch.ones_like(c[todo], dtype=torch.bool),
         )
         system = System(P[todo], C[todo], state)
-        rhs = (-q[todo], d[todo], bound)
-        ux, uv, ub_ = system.solve(
-            *(t.unsqueeze(-1) for t in rhs), start=(x[todo].unsqueeze(-1), v[todo].unsqueeze(-1)), refinements=REFINEMENTS
-        )
-        ux, uv, ub_ = ux.squeeze(-1), uv.squeeze(-1), ub_.squeeze(-1)
+        rx, rv, r_box, ux, uv = (t.unsqueeze(-1) for t in (-q[todo], d[todo], bound, x[todo], v[todo]))
+        solution = system.solve(rx, rv, r_box, start=(ux, uv), refinements=REFINEMENTS)
+        ux, uv, ub_ = (t.squeeze(-1) for t in solution)
         Dt, Et, ct = state.scaling
         z, zb = uv * ct / Et, ub_ * ct * Dt
         s = Et * (d[todo] - mv(C[todo], ux))
@@ -151,8 +134,8 @@ def polish(problem: Program, p: int, live: Tensor, scaling: Scaling, interior: I
             w_box[at] = torch.where(doubtful_box, w_box[at], state.w_box[good])
             weak[at] = doubtful.sum(-1) + doubtful_box.sum(-1)
             stale[at] = weak[at] > 0
-            if index is not None and factors is not None:
-                index[at], factors[at] = system.kernel.index[good], system.kernel.factors()[good]
+            if heavy is not None and factors is not None:
+                heavy[at], factors[at] = system.kernel.heavy[good], system.kernel.factors()[good]
         again = (usable & wrong).nonzero().squeeze(-1)
         todo = todo[again]
         if todo.numel() == 0:
@@ -160,18 +143,18 @@ def polish(problem: Program, p: int, live: Tensor, scaling: Scaling, interior: I
         flips = (wrong_rows[again], wrong_lo[again], wrong_up[again])
         rows[todo], lower[todo], upper[todo] = rows[todo] ^ flips[0], lower[todo] ^ flips[1], upper[todo] ^ flips[2]
     state = State(scaling, w, w_box, torch.ones_like(c, dtype=torch.bool))
-    face = Face(x, v, z_box, sure, weak, state, index, factors)
+    face = Face(x, v, z_box, sure, weak, state, heavy, factors)
     return refactor(problem, face, stale.nonzero().squeeze(-1)) if keep else face
 
 
 def refactor(problem: Program, face: Face, which: Tensor) -> Face:
     """Make the factors of some elements anew from their state; elements without a factorisation lose their `ok`."""
-    if which.numel() == 0 or face.index is None or face.factors is None:
+    if which.numel() == 0 or face.heavy is None or face.factors is None:
         return face
     scaling = Scaling(*(t[which] for t in face.state.scaling))
     state = State(scaling, face.state.w[which], face.state.w_box[which], face.state.ok[which])
     system = System(problem.P[which], problem.C[which], state)
-    face.index[which], face.factors[which] = system.kernel.index, system.kernel.factors()
+    face.heavy[which], face.factors[which] = system.kernel.heavy, system.kernel.factors()
     face.state.ok[which] = system.ok.unsqueeze(-1)
     return face
 
@@ -196,7 +179,7 @@ def _central(interior: Interior, equality: Tensor, live: Tensor, fixed: Tensor) 
 
 
 def _weak(active: Tensor, z: Tensor, s: Tensor, z0: Tensor, s0: Tensor, z_size: Tensor, s_size: Tensor) -> Tensor:
-    """Rows whose multiplier (active) or slack (inactive) vanishes, and whose interior point z0, s0 decides for neither."""
+    """Rows whose multiplier (active) or slack (inactive) vanishes and whose interior z0, s0 decide for neither."""
     ratio = s0 / z0
     as_active = active & (z <= Z_SIGN * z_size) & (s0 < WEAK * s_size) & (ratio > 1 / AMBIGUOUS)
     as_inactive = ~active & (s <= S_SIGN * s_size) & (z0 < WEAK * z_size) & (ratio < AMBIGUOUS)

@@ -5,9 +5,9 @@ For a positive definite and reasonably conditioned P without bounds, the system 
 
     S = C P^-1 C' + diag(1/w),       t = S^-1 (C P^-1 a - c),       dx = P^-1 (a - C' t),       dv = t
 
-in which only the diagonal changes from one iteration to the next. P^-1, W = P^-1 C' and K = C W are formed once; an iteration
-costs the Cholesky factorisation of S and a few products. It pays while there are not many more rows than variables.
-"""
+in which only the diagonal changes from one iteration to the next. P^-1, W = P^-1 C' and K = C W are formed once; an
+iteration costs the Cholesky factorisation of S and a few products. It pays while there are not many more rows than
+variables."""
 
 from __future__ import annotations
 

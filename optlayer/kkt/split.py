@@ -1,24 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
 """The weight split: one Cholesky-based kernel for the Newton system of every quadratic program.
 
-The system, with a weight w_i >= 0 for every row of C = [A; G] (1/delta for equalities, z/(s + delta z) for inequalities)
-and the weights of the bounds already on the diagonal of H0 = P + rho I + diag(w_box), is
+The system, with a weight w_i >= 0 for every row of C = [A; G] (1/delta for equalities, z/(s + delta z) for
+inequalities) and the weights of the bounds already on the diagonal of H0 = P + rho I + diag(w_box), is
 
     [ H0  C'   ] [dx]   [a]
     [ C  -1/w  ] [dv] = [c]
 
 Condensing all rows into H0 + C' diag(w) C destroys P when active rows weigh 1e12; eliminating x needs P to be positive
-definite. The split does neither. Each weight is cut in two, w = gamma + r^2 with gamma = min(w, cap). The harmless part is
-condensed, and the heavy rows C_k (w > cap) are bordered:
+definite. The split does neither. Each weight is cut in two, w = gamma + r^2 with gamma = min(w, cap). The harmless part
+is condensed, and the heavy rows C_k (w > cap) are bordered:
 
     H = H0 + C' diag(gamma) C = L L',      V = L^-1 C_k' diag(r),      M = I + V'V = F F'
 
     u = L^-1 (a + C' gamma c),   t = M^-1 (V'u - r c_k),   dx = L^-T (u - V t)
     dv = gamma (C dx - c),       dv_k += r t                       (never w (C dx - c) with a large w: it cancels)
 
-cap = 0 is the range-space form and cap = infinity the fully condensed one. H and M are scaled to unit diagonal before they
-are factorised, which makes the breakdown test of Cholesky independent of units.
-"""
+cap = 0 is the range-space form and cap = infinity the fully condensed one. H and M are scaled to unit diagonal before
+they are factorised, which makes the breakdown test of Cholesky independent of units."""
 
 from __future__ import annotations
 
@@ -33,10 +32,9 @@ CAP = 100.0  # of data scaled to order one; anything from 1 to 1e4 serves
 class SplitFactor:
     """Factorised [H0 C'; C -1/w] of a batch, with H0 = P + diag(diagonal).
 
-    P (B, n, n), C (B, r, n), w (B, r), diagonal (B, n). `heavy` fixes the number k of bordered rows; None takes as many as
-    the batch needs. `ok` (B,) tells where the factorisation exists. What has to be kept to solve again is C, w, `index`
-    and `factors()`; V is a convenience that restored factors do without.
-    """
+    P (B, n, n), C (B, r, n), w (B, r), diagonal (B, n). `heavy` fixes the number k of bordered rows; None takes as many
+    as the batch needs. `ok` (B,) tells where the factorisation exists. What has to be kept to solve again is C, w,
+    `heavy` and `factors()`; V is a convenience that restored factors do without."""
 
     V: Tensor | None
 
@@ -48,20 +46,20 @@ class SplitFactor:
         H = torch.baddbmm(P, (C * self.gamma.unsqueeze(-1)).mT, C)
         H.diagonal(dim1=-2, dim2=-1).add_(diagonal)
         self.j, self.L, ok = unit_cholesky(H)
-        rows = C.gather(1, self.index.unsqueeze(-1).expand(-1, -1, C.shape[-1]))
+        rows = C.gather(1, self.heavy.unsqueeze(-1).expand(-1, -1, C.shape[-1]))
         self.V = lower_solve(self.L, (rows * self.r.unsqueeze(-1) * self.j.unsqueeze(-2)).mT)
         M = self.V.mT @ self.V
         M.diagonal(dim1=-2, dim2=-1).add_(1.0)
         self.jm, self.F, ok_border = unit_cholesky(M)
         self.ok = ok & ok_border
 
-    def _weigh(self, C: Tensor, w: Tensor, cap: float, index: Tensor) -> None:
-        self.C, self.index, self.gamma = C, index, w.clamp(max=cap)
-        self.r = (w - self.gamma).gather(1, index).sqrt()
+    def _weigh(self, C: Tensor, w: Tensor, cap: float, heavy: Tensor) -> None:
+        self.C, self.heavy, self.gamma = C, heavy, w.clamp(max=cap)
+        self.r = (w - self.gamma).gather(1, heavy).sqrt()
 
     @staticmethod
     def sizes(n: int, rows: int) -> tuple[int, int]:
-        """(k, entries of `factors`) of a factor to be kept: at most 2n rows can be heavy without being dependent twice."""
+        """(k, entries of `factors`) of a factor that is kept. k <= 2n: more heavy rows than that depend on each other."""
         k = min(rows, 2 * n)
         return k, n * n + k * k + n + k
 
@@ -70,11 +68,11 @@ class SplitFactor:
         return torch.cat([self.L.flatten(1), self.F.flatten(1), self.j, self.jm], 1)
 
     @classmethod
-    def restore(cls, C: Tensor, w: Tensor, cap: float, index: Tensor, factors: Tensor) -> SplitFactor:
-        """The factor that `factors` and `index` were taken from."""
+    def restore(cls, C: Tensor, w: Tensor, cap: float, heavy: Tensor, factors: Tensor) -> SplitFactor:
+        """The factor that `factors` and `heavy` were taken from."""
         self = object.__new__(cls)
-        self._weigh(C, w, cap, index)
-        n, k = C.shape[-1], index.shape[-1]
+        self._weigh(C, w, cap, heavy)
+        n, k = C.shape[-1], heavy.shape[-1]
         L, F, self.j, self.jm = factors.split([n * n, k * k, n, k], 1)
         self.L, self.F, self.V = L.unflatten(1, (n, n)), F.unflatten(1, (k, k)), None
         return self
@@ -83,11 +81,11 @@ class SplitFactor:
         """(dx, dv) for right-hand sides a (B, n, R) and c (B, r, R)."""
         gamma, j = self.gamma.unsqueeze(-1), self.j.unsqueeze(-1)
         u = lower_solve(self.L, (a + self.C.mT @ (gamma * c)) * j)
-        if self.index.shape[-1] == 0:
+        if self.heavy.shape[-1] == 0:
             dx = j * lower_solve_transposed(self.L, u)
             return dx, gamma * (self.C @ dx - c)
         r, jm = self.r.unsqueeze(-1), self.jm.unsqueeze(-1)
-        heavy = self.index.unsqueeze(-1).expand(-1, -1, c.shape[-1])
+        heavy = self.heavy.unsqueeze(-1).expand(-1, -1, c.shape[-1])
         if self.V is None:
             Vu = r * (self.C @ (j * lower_solve_transposed(self.L, u))).gather(1, heavy)
         else:

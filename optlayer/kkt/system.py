@@ -7,8 +7,9 @@
         [ I  0  0  -D_box ]
 
 Rows and bounds of weight zero are not there: their multiplier does not move. Active bounds are eliminated, exactly;
-weakly active ones sit on the diagonal of P. What remains is regularised by rho = delta = 1e-12, factorised by the weight
-split in the equilibrated units of scaling.py, and every solve is refined against K itself, unscaled and unregularised.
+weakly active ones sit on the diagonal of P. What remains is regularised by rho = delta = 1e-12, factorised by the
+weight split in the equilibrated units of scaling.py, and every solve is refined against K itself, unscaled and
+unregularised.
 
 `State` says what K is (a few vectors), the factors make it quick: from the state alone they can be made again.
 """
@@ -56,20 +57,20 @@ class State(NamedTuple):
 class System:
     """K of a batch, factorised. P (B, n, n), C = [A; G] (B, p + m, n), both unscaled."""
 
-    def __init__(self, P: Tensor, C: Tensor, state: State, index: Tensor | None = None, factors: Tensor | None = None):
+    def __init__(self, P: Tensor, C: Tensor, state: State, heavy: Tensor | None = None, factors: Tensor | None = None):
         self.P, self.C, self.state = P, C, state
         D, E, c = state.scaling
         self.free = state.w_box != float("inf")
         columns = (D * self.free).unsqueeze(-2)
         scaled = C * E.unsqueeze(-1) * columns
         w = (state.w.reciprocal() + DELTA).reciprocal()
-        if factors is None or index is None:
+        if factors is None or heavy is None:
             H = P * c.unsqueeze(-1) * columns * columns.mT
             diagonal = torch.where(self.free, state.w_box + RHO, 1.0)
             self.kernel = SplitFactor(H, scaled, w, diagonal, CAP, heavy=SplitFactor.sizes(*reversed(C.shape[-2:]))[0])
             self.ok = self.kernel.ok & state.ok.squeeze(-1)
         else:
-            self.kernel = SplitFactor.restore(scaled, w, CAP, index, factors)
+            self.kernel = SplitFactor.restore(scaled, w, CAP, heavy, factors)
             self.ok = state.ok.squeeze(-1)
 
     def solve(

@@ -1,14 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Certificates that a problem has no solution, in the caller's units.
 
-Farkas: y, z >= 0 and z_box with A'y + G'z + z_box = 0 and b'y + h'z + lb'z_box^- + ub'z_box^+ < 0 prove that no x satisfies the
-constraints. Ray: d with Pd = 0, Ad = 0, Gd <= 0, d in the recession cone of the bounds and q'd < 0 proves that a feasible
-objective falls without end.
+Farkas: y, z >= 0 and z_box with A'y + G'z + z_box = 0 and b'y + h'z + lb'z_box^- + ub'z_box^+ < 0 prove that no x
+satisfies the constraints. Ray: d with Pd = 0, Ad = 0, Gd <= 0, d in the recession cone of the bounds and q'd < 0 proves
+that a feasible objective falls without end.
 
-Iterates give neither exactly. A finite bound can absorb any residual of its sign, so z_box is chosen to do so; what is left is
-compared with the gap v that the certificate proves, and v must rise above both the rounding of its own terms and the
-tolerance to which feasibility means anything.
-"""
+Iterates give neither exactly. A finite bound can absorb any residual of its sign, so z_box is chosen to do so; what is
+left is compared with the gap v that the certificate proves, and v must rise above both the rounding of its own terms
+and the tolerance to which feasibility means anything."""
 
 from __future__ import annotations
 

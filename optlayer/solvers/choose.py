@@ -14,14 +14,13 @@ from torch import Tensor
 
 from .. import ops
 from ..errors import SolverError
-from ..kkt.polish import Program
-from ..kkt.split import SplitFactor
+from ..kkt.program import Program
 from ..kkt.system import State, System
 from ..status import Status
 from . import reference
-from .interior import Rules
+from .newton import Rules
 
-CHUNK = 1 << 22  # entries of the KKT matrices that are worked on at once: larger batches go through piece by piece
+CHUNK = 1 << 23  # entries of the KKT matrices that are worked on at once: larger batches go through piece by piece
 # relative accuracy of scaled residuals, and the least relative gap that proves infeasibility, by dtype of the data
 RELATIVE = {torch.float64: 1e-9, torch.float32: 1e-7}
 PROOF = {torch.float64: 1e-9, torch.float32: 5e-7}
@@ -103,7 +102,7 @@ def _qp(
         shaped(out.lower_share, q.dtype),
         *(shaped(t, q.dtype) for t in rays),
         *(shaped(t, torch.float64) for t in (out.state, out.factors)),
-        shaped(out.index, torch.int64),
+        shaped(out.heavy, torch.int64),
     )
 
 
@@ -174,7 +173,8 @@ def _kkt_solve(
 
 def _batch(tensors: Sequence[Tensor | None], cores: Sequence[int]) -> torch.Size:
     shapes = [t.shape[: t.dim() - core] for t, core in zip(tensors, cores, strict=True) if t is not None]
-    return torch.broadcast_shapes(*shapes)
+    batch: torch.Size = torch.broadcast_shapes(*shapes)
+    return batch
 
 
 def _report(status: Tensor, batch: torch.Size, arguments: Sequence[Tensor | None]) -> str:

@@ -18,7 +18,8 @@ import torch
 from torch import Tensor
 
 from ..kkt.algebra import tmv
-from ..kkt.polish import Face, Interior, Program, centralised, polish
+from ..kkt.polish import Interior, centralised, polish
+from ..kkt.program import Program
 from ..kkt.rangespace import RangeSpace, admissible
 from ..kkt.scaling import Scaling, equilibrate
 from ..kkt.split import SplitFactor
@@ -27,7 +28,8 @@ from ..problem import residuals
 from ..status import Status
 from .certificate import farkas
 from .elastic import infeasibility, unboundedness
-from .interior import InteriorPoint, Outcome, Point, Rules, Scaled, scale
+from .interior import Outcome, iterate
+from .newton import Point, Rules, Scaled, scale
 from .standard import Standard, convex, judge, restored, standardise
 
 ALMOST = 1e3  # a residual within this factor of its tolerance counts as almost solved
@@ -49,7 +51,7 @@ class Solved(NamedTuple):
     ray_box: Tensor
     state: Tensor
     factors: Tensor
-    index: Tensor
+    heavy: Tensor
 
 
 class Start(NamedTuple):
@@ -82,7 +84,7 @@ def solve(
         ray_box=zeros(B, n),
         state=zeros(B, State.size(n, r)),
         factors=zeros(B, size if keep else 0),
-        index=torch.zeros(B, k, dtype=torch.int64, device=status.device),
+        heavy=torch.zeros(B, k, dtype=torch.int64, device=status.device),
     )
     some = (status == Status.UNSOLVED).nonzero().squeeze(-1)
     if some.numel() == 0:
@@ -97,13 +99,10 @@ def solve(
     return out
 
 
-def _solve_valid(
-    problem: Program, p: int, rules: Rules, formulation: str, start: Start | None, keep: bool
-) -> Solved:
+def _solve_valid(problem: Program, p: int, rules: Rules, formulation: str, start: Start | None, keep: bool) -> Solved:
     standard = standardise(*problem)
     scaling = equilibrate(standard.P, standard.q, standard.C)
-    boxes = bool((standard.lb.isfinite() | standard.ub.isfinite()).any())
-    scaled = scale(standard, scaling, p, boxes)
+    scaled = scale(standard, scaling, p)
     L, info = torch.linalg.cholesky_ex(scaled.P)
     definite = info == 0
     wrong = (~definite).nonzero().squeeze(-1)
@@ -136,14 +135,14 @@ def _iterate(
         ranged = definite & ~bounded & (formulation == "range")
     warm = None if start is None else _warm(start, standard, scaled, p)
     if ranged.all():
-        return InteriorPoint(scaled, p, rules, RangeSpace(L, scaled.C)).run(warm)
+        return iterate(scaled, p, rules, RangeSpace(L, scaled.C), warm)
     if not ranged.any():
-        return InteriorPoint(scaled, p, rules).run(warm)
-    groups = []
+        return iterate(scaled, p, rules, None, warm)
+    groups: list[tuple[Tensor, Outcome]] = []
     for index in (ranged.nonzero().squeeze(-1), (~ranged).nonzero().squeeze(-1)):
         part = scaled.take(index)
         space = RangeSpace(L[index], part.C) if not groups else None
-        groups.append((index, InteriorPoint(part, p, rules, space).run(None if warm is None else warm.take(index))))
+        groups.append((index, iterate(part, p, rules, space, None if warm is None else warm.take(index))))
     order = torch.cat([index for index, _ in groups]).argsort()
     first, second = (outcome for _, outcome in groups)
     point = Point(*(torch.cat([a, b])[order] for a, b in zip(first.point, second.point, strict=True)))
@@ -228,15 +227,26 @@ def _finish(
     weak[which] = face.weak
     r = v.shape[1]
     k, size = SplitFactor.sizes(n, r)
-    state, index = x.new_zeros(B, State.size(n, r)), torch.zeros(B, k, dtype=torch.int64, device=x.device)
+    state, heavy = x.new_zeros(B, State.size(n, r)), torch.zeros(B, k, dtype=torch.int64, device=x.device)
     factors = x.new_zeros(B, size if keep else 0)
     solved = (status == Status.SOLVED)[which].unsqueeze(-1)
     state[which] = face.state._replace(ok=face.state.ok & solved).pack()
-    if face.index is not None and face.factors is not None:
-        index[which], factors[which] = face.index, face.factors
+    if face.heavy is not None and face.factors is not None:
+        heavy[which], factors[which] = face.heavy, face.factors
     return Solved(
-        x, v, z_box, status, outcome.iterations, weak, _lower_share(problem, interior, z_box),
-        ray_x, ray_v, ray_box, state, factors, index,
+        x,
+        v,
+        z_box,
+        status,
+        outcome.iterations,
+        weak,
+        _lower_share(problem, interior, z_box),
+        ray_x,
+        ray_v,
+        ray_box,
+        state,
+        factors,
+        heavy,
     )
 
 
@@ -253,8 +263,11 @@ def _interior(scaled: Scaled, point: Point, p: int) -> Interior:
 
 
 def _lower_share(problem: Program, interior: Interior, z_box: Tensor) -> Tensor:
-    """How much of a move of the active bound is the lower one's: all of it or nothing, and for fixed variables by the sign of
-    the multiplier; a weakly active pair shares by its weights."""
+    """How much of a move of the active bound is the lower one's.
+
+    All of it or nothing, by the sign of the multiplier, also for fixed variables; a weakly active pair shares by its
+    weights.
+    """
     lower, upper = interior.z_lower / interior.s_lower, interior.z_upper / interior.s_upper
     share = torch.where(lower + upper > 0, lower / (lower + upper).clamp(min=1e-300), 0.0)
     share = torch.where(z_box < 0, 1.0, torch.where(z_box > 0, 0.0, share))

@@ -3,10 +3,9 @@
 
     min 1/2 x'Px + q'x   s.t.  Cx = d on the first p rows (A, b),  Cx <= d on the others (G, h),  lb <= x <= ub
 
-One leading batch dimension, float64, every block present. What differs from element to element is a mask and not a shape:
-a row with h = +inf is not `live`, an infinite bound is absent, and a variable with lb = ub is fixed: its column is zero, P has
-a one on its diagonal and the other blocks bear what its value contributes.
-"""
+One leading batch dimension, float64, every block present. What differs from element to element is a mask and not a
+shape: a row with h = +inf is not `live`, an infinite bound is absent, and a variable with lb = ub is fixed: its column
+is zero, P has a one on its diagonal and the other blocks bear what its value contributes."""
 
 from __future__ import annotations
 
@@ -79,11 +78,14 @@ def convex(P: Tensor) -> Tensor:
     """Whether P + 3e-5 max|P| I has a Cholesky factor, for each element."""
     P = P.clone()
     P.diagonal(dim1=-2, dim2=-1).add_(CONVEXITY * P.abs().amax((-2, -1)).unsqueeze(-1) + 1e-300)
-    return torch.linalg.cholesky_ex(P).info == 0
+    info: Tensor = torch.linalg.cholesky_ex(P).info
+    return info == 0
 
 
-def restored(problem: Standard, P: Tensor, q: Tensor, C: Tensor, x: Tensor, v: Tensor, z_box: Tensor) -> tuple[Tensor, Tensor]:
-    """x and z_box with the fixed variables put back; their multiplier is what stationarity leaves (P, q, C unmasked)."""
+def restored(
+    problem: Standard, P: Tensor, q: Tensor, C: Tensor, x: Tensor, v: Tensor, z_box: Tensor
+) -> tuple[Tensor, Tensor]:
+    """x and z_box with the fixed variables put back, whose multiplier is what stationarity leaves; P, q, C unmasked."""
     if not problem.fixed.any():
         return x, z_box
     x = torch.where(problem.fixed, problem.value, x)
