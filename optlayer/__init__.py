@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Batches of quadratic programs as a differentiable PyTorch layer."""
 
+from . import nn, testing
+from .entropic import softmax
 from .errors import OptlayerError, ProblemError, SettingsError, SolverError
 from .qp import solve_qp
 from .settings import Settings
@@ -10,6 +12,9 @@ from .status import Status
 __version__ = "0.1.0"
 __all__ = [
     "solve_qp",
+    "softmax",
+    "nn",
+    "testing",
     "Solution",
     "Point",
     "Settings",

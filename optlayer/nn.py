@@ -1,0 +1,302 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Optimisation problems as modules: some of their data are learned, some arrive as input."""
+
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from .derivative.tracing import full_precision
+from .entropic import softmax
+from .errors import ProblemError
+from .problem import HUGE, NAMES, matvec
+from .qp import solve_qp
+from .settings import Settings
+from .solution import Solution
+
+RIGHT_HAND_SIDES = ("h", "b", "lb", "ub")
+ONE = math.log(math.expm1(1.0))  # softplus(ONE) = 1
+
+
+class QPLayer(nn.Module):
+    """A quadratic program some of whose data are learned; the output is its minimiser.
+
+        x = argmin 1/2 x'Px + q'x    subject to   Gx <= h,   Ax = b,   lb <= x <= ub
+
+    Each block of the data is an input of ``forward``, a constant, or learned.  Learned blocks are parametrised so that
+    the problem stays convex and its bounds in order:
+
+        P = L L' + epsilon I      with L lower triangular
+        ub = lb + softplus(.)      when both bounds are learned
+
+    and with ``feasible=True`` so that it always has a feasible point z0, which is learned too (as in OptNet, Amos and
+    Kolter 2017):
+
+        h = G z0 + softplus(.),   b = A z0,   lb = z0 - softplus(.),   ub = z0 + softplus(.)
+
+    Then every right-hand side must be learned, except bounds that are constants: z0 is parametrised to lie within.
+
+    Args:
+        n, m, p: number of variables, rows of G and rows of A.
+        inputs: names of the blocks that ``forward`` takes, in its order.
+        constants: blocks that stay as they are, tensors or for lb and ub also numbers; they are buffers.
+        learned: names of the blocks that are learned.  By default all of P, q, G, h, A and b that the problem has and
+            that are neither input nor constant; bounds are learned only on request.
+        feasible: whether the problem is feasible by construction.
+        epsilon: lower bound of the eigenvalues of a learned P, >= 0.
+        settings: how to solve, see :class:`optlayer.Settings`.
+        generator: source of the initial values; by default torch's, hence reproducible by ``torch.manual_seed``.
+        device, dtype: of the parameters.
+
+    Raises:
+        ProblemError: the blocks do not make one problem.
+
+    Shapes:
+        The inputs are those of :func:`optlayer.solve_qp`, the output is x, (*batch, n).
+
+    Example:
+        >>> import torch
+        >>> from optlayer.nn import QPLayer
+        >>> layer = QPLayer(3, m=2, feasible=True, dtype=torch.float64)
+        >>> layer
+        QPLayer(n=3, m=2, p=0, inputs=(q), learned=(P, G, h), feasible=True, epsilon=0.0001)
+        >>> layer(torch.ones(5, 3, dtype=torch.float64)).shape
+        torch.Size([5, 3])
+    """
+
+    def __init__(
+        self,
+        n: int,
+        m: int = 0,
+        p: int = 0,
+        *,
+        inputs: Iterable[str] = ("q",),
+        constants: Mapping[str, Tensor | float] | None = None,
+        learned: Iterable[str] | None = None,
+        feasible: bool = False,
+        epsilon: float = 1e-4,
+        settings: Settings | None = None,
+        generator: torch.Generator | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        constants = dict(constants or {})
+        self.n, self.m, self.p = n, m, p
+        self.inputs = tuple(inputs)
+        self.constants = tuple(name for name in NAMES if name in constants)
+        if learned is None:
+            present = ("P", "q", *(("G", "h") if m else ()), *(("A", "b") if p else ()))
+            learned = [name for name in present if name not in self.inputs and name not in self.constants]
+        learned = set(learned)
+        self.learned = tuple(name for name in NAMES if name in learned)
+        self.feasible, self.epsilon, self.settings = feasible, epsilon, settings
+        self._check_blocks({*self.inputs, *constants, *learned})
+
+        shapes = {"P": (n, n), "q": (n,), "G": (m, n), "h": (m,), "A": (p, n), "b": (p,), "lb": (n,), "ub": (n,)}
+        for name in self.learned:
+            if feasible and name == "b":
+                continue
+            values = torch.empty(shapes[name], device=device, dtype=dtype)
+            self.register_parameter(self._parameter_of(name), nn.Parameter(values))
+        if feasible:
+            self.register_parameter("z0", nn.Parameter(torch.empty(n, device=device, dtype=dtype)))
+        for name in self.constants:
+            value = constants[name]
+            if not isinstance(value, Tensor):
+                value = torch.tensor(value, device=device, dtype=dtype or torch.get_default_dtype())
+            self.register_buffer(name, value)
+        self.reset_parameters(generator)
+
+    def _check_blocks(self, present: set[str]) -> None:
+        groups = (("inputs", self.inputs), ("constants", self.constants), ("learned", self.learned))
+        for name in present - set(NAMES):
+            raise ProblemError(f"{name!r} is no block of the problem, expected one of {', '.join(NAMES)}")
+        for name in NAMES:
+            homes = [group for group, names in groups for found in names if found == name]
+            if len(homes) > 1:
+                raise ProblemError(f"{name} is listed in {' and in '.join(homes)}, expected in one place")
+        if self.n < 1 or self.m < 0 or self.p < 0:
+            raise ProblemError(f"n, m, p are {self.n}, {self.m}, {self.p}, expected n >= 1, m >= 0 and p >= 0")
+        if "q" not in present:
+            raise ProblemError(
+                "q is neither input nor constant nor learned, but it fixes the problem's dtype and device"
+            )
+        for matrix, side, rows, size in (("G", "h", "m", self.m), ("A", "b", "p", self.p)):
+            found = sorted(present & {matrix, side})
+            if size and len(found) < 2:
+                raise ProblemError(f"{rows} is {size} but of {matrix} and {side} there is {found}: expected both")
+            if not size and found:
+                raise ProblemError(f"{rows} is 0 but there is {found}: expected neither {matrix} nor {side}")
+        if self.feasible:
+            for name in RIGHT_HAND_SIDES:
+                allowed = self.learned if name in ("h", "b") else (*self.learned, *self.constants)
+                if name in present and name not in allowed:
+                    home = "an input" if name in self.inputs else "a constant"
+                    raise ProblemError(f"feasible=True needs {name} to be learned, found it as {home}")
+
+    def _parameter_of(self, name: str) -> str:
+        """The name of the parameter behind a learned block: its own where the parameter is the block itself."""
+        if name == "P":
+            return "L"
+        if name in ("h", "lb", "ub") and (self.feasible or (name == "ub" and "lb" in self.learned)):
+            return f"{name}_gap"
+        return name
+
+    @torch.no_grad()
+    def reset_parameters(self, generator: torch.Generator | None = None) -> None:
+        """Draw the parameters anew: P = (1 + epsilon) I, q, G and A normal, gaps 1, and z0 amid constant bounds."""
+        for name, parameter in self.named_parameters(recurse=False):
+            if name == "L":
+                nn.init.eye_(parameter)
+            elif name in ("q", "G", "A"):
+                nn.init.normal_(parameter, std=self.n**-0.5, generator=generator)
+            elif name.endswith("_gap"):
+                nn.init.constant_(parameter, ONE)
+            else:
+                nn.init.constant_(parameter, {"h": 1.0, "lb": -1.0, "ub": 1.0}.get(name, 0.0))
+
+    def blocks(self, **given: Tensor) -> dict[str, Tensor]:
+        """The data of the problem by name, for these inputs: the arguments of :func:`optlayer.solve_qp`."""
+        blocks = {**given, **{name: getattr(self, name) for name in self.constants}}
+        own = dict(self.named_parameters(recurse=False))
+        device = next(iter((*own.values(), *blocks.values()))).device.type
+        with full_precision(device):  # in half precision L L' may lose its positive eigenvalues, and G z0 its digits
+            for name in self.learned:
+                if self._parameter_of(name) == name and name in own:
+                    blocks[name] = own[name]
+            if "P" in self.learned:
+                L = own["L"].tril()
+                blocks["P"] = L @ L.mT + self.epsilon * torch.eye(self.n, dtype=L.dtype, device=L.device)
+            if self.feasible:
+                z0 = self.feasible_point()
+                if "h" in self.learned:
+                    blocks["h"] = matvec(blocks["G"].to(z0.dtype), z0) + functional.softplus(own["h_gap"])
+                if "b" in self.learned:
+                    blocks["b"] = matvec(blocks["A"].to(z0.dtype), z0)
+                if "lb" in self.learned:
+                    blocks["lb"] = z0 - functional.softplus(own["lb_gap"])
+                if "ub" in self.learned:
+                    blocks["ub"] = z0 + functional.softplus(own["ub_gap"])
+            elif "ub_gap" in own:
+                blocks["ub"] = blocks["lb"] + functional.softplus(own["ub_gap"])
+        return blocks
+
+    def feasible_point(self) -> Tensor:
+        """(n,): the point that ``feasible=True`` keeps feasible, strictly within bounds that are constants."""
+        z0: Tensor = self.get_parameter("z0")
+        if "lb" in self.constants or "ub" in self.constants:
+            lower = self.get_buffer("lb") if "lb" in self.constants else torch.full_like(z0, -torch.inf)
+            upper = self.get_buffer("ub") if "ub" in self.constants else torch.full_like(z0, torch.inf)
+            return _between(z0, lower, upper)
+        return z0
+
+    def solve(self, *args: Tensor, **named: Tensor) -> Solution:
+        """As ``forward``, but returns the whole :class:`optlayer.Solution`."""
+        if len(args) > len(self.inputs):
+            raise ProblemError(f"{len(args)} inputs are given, expected {len(self.inputs)}: {', '.join(self.inputs)}")
+        given = dict(zip(self.inputs, args, strict=False))
+        for name in named:
+            if name not in self.inputs or name in given:
+                raise ProblemError(
+                    f"input {name!r} is unknown or given twice, expected {', '.join(self.inputs)} once each"
+                )
+        given.update(named)
+        if missing := [name for name in self.inputs if name not in given]:
+            raise ProblemError(f"input {', '.join(missing)} is missing")
+        blocks: dict[str, Any] = {"P": None, **self.blocks(**given)}
+        return solve_qp(**blocks, settings=self.settings)
+
+    def forward(self, *args: Tensor, **named: Tensor) -> Tensor:
+        """The minimiser x, (*batch, n), for inputs in the order of ``inputs`` or by name."""
+        return self.solve(*args, **named).x
+
+    def extra_repr(self) -> str:
+        parts = [f"n={self.n}, m={self.m}, p={self.p}"]
+        for group, names in (("inputs", self.inputs), ("learned", self.learned), ("constants", self.constants)):
+            if names:
+                parts.append(f"{group}=({', '.join(names)})")
+        return ", ".join([*parts, f"feasible={self.feasible}", f"epsilon={self.epsilon}"])
+
+
+def _between(t: Tensor, lower: Tensor, upper: Tensor) -> Tensor:
+    """A smooth map of the real line into (lower, upper), one half-line or none of which may be infinite."""
+    low, high = lower > -HUGE, upper < HUGE
+    a, b = torch.where(low, lower, 0.0), torch.where(high, upper, 0.0)
+    inside = a + (b - a) * torch.sigmoid(t)
+    half = torch.where(low, a + functional.softplus(t), b - functional.softplus(-t))
+    return torch.where(low & high, inside, torch.where(low | high, half, t))
+
+
+class SoftmaxLayer(nn.Module):
+    """Softmax, found as the solution of its optimisation problem (:func:`optlayer.softmax`).
+
+        x = argmax theta'x - temperature * sum_i x_i log x_i    subject to   sum(x) = 1,   0 <= x <= upper
+
+    Args:
+        dim: the dimension that sums to one.
+        temperature: > 0; the initial value if it is learned.
+        learned: whether the temperature is learned, as the exponential of the parameter ``log_temperature``.
+        upper: bound of the probabilities, a number or a tensor that broadcasts to the input; ``None`` for none.
+        device, dtype: of the parameter.
+
+    Raises:
+        ValueError: the temperature is not positive.
+
+    Example:
+        >>> import torch
+        >>> from optlayer.nn import SoftmaxLayer
+        >>> SoftmaxLayer(temperature=0.5)(torch.zeros(2, dtype=torch.float64)).tolist()
+        [0.5, 0.5]
+    """
+
+    def __init__(
+        self,
+        dim: int = -1,
+        *,
+        temperature: float = 1.0,
+        learned: bool = False,
+        upper: Tensor | float | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        self.upper: Tensor | float | None
+        if not 0 < temperature < math.inf:
+            raise ValueError(f"temperature is {temperature!r}, expected a finite number > 0")
+        self.dim, self.initial, self.learned = dim, float(temperature), learned
+        if learned:
+            self.log_temperature = nn.Parameter(torch.empty((), device=device, dtype=dtype))
+        if isinstance(upper, Tensor):
+            self.register_buffer("upper", upper)
+        else:
+            self.upper = upper
+        self.reset_parameters()
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Set a learned temperature back to its initial value."""
+        if self.learned:
+            nn.init.constant_(self.log_temperature, math.log(self.initial))
+
+    @property
+    def temperature(self) -> Tensor | float:
+        """The temperature now: a differentiable tensor if it is learned."""
+        return self.log_temperature.exp() if self.learned else self.initial
+
+    def forward(self, theta: Tensor) -> Tensor:
+        """x, of the shape of ``theta``."""
+        x: Tensor = softmax(theta, self.temperature, self.upper, self.dim)
+        return x
+
+    def extra_repr(self) -> str:
+        upper = (
+            ""
+            if self.upper is None
+            else ", upper=" + (f"{tuple(self.upper.shape)}" if isinstance(self.upper, Tensor) else f"{self.upper}")
+        )
+        temperature = f"{math.exp(float(self.log_temperature.detach())):.6g}" if self.learned else f"{self.initial:.6g}"
+        return f"dim={self.dim}, temperature={temperature}, learned={self.learned}{upper}"
