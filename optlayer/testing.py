@@ -156,15 +156,15 @@ class _Numbers:
 
     def draw(self, shape: Sequence[int]) -> Tensor:
         """Normal numbers."""
-        return torch.randn(*shape, generator=self.generator, dtype=torch.float64)
+        return torch.randn(tuple(shape), generator=self.generator, dtype=torch.float64)
 
     def gap(self, shape: Sequence[int]) -> Tensor:
         """Numbers between 0.5 and 1.5: clearly positive."""
-        return 0.5 + torch.rand(*shape, generator=self.generator, dtype=torch.float64)
+        return 0.5 + torch.rand(tuple(shape), generator=self.generator, dtype=torch.float64)
 
     def choose(self, shape: Sequence[int], k: int) -> Tensor:
         """A mask with k entries set in each row."""
-        order = torch.rand(*shape, generator=self.generator).argsort(-1)
+        order = torch.rand(tuple(shape), generator=self.generator).argsort(-1)
         return order < k
 
 
@@ -330,7 +330,9 @@ def assert_gradients(
 
     def value(*given: Tensor) -> Tensor:
         out = outputs(*given)
-        terms = [torch.where(out[i].isinf(), 0.0, w * out[i]).sum() for i, w in zip(differentiable, weights, strict=True)]
+        terms = [
+            torch.where(out[i].isinf(), 0.0, w * out[i]).sum() for i, w in zip(differentiable, weights, strict=True)
+        ]
         return torch.stack(terms).sum()
 
     weights = [numbers.draw(outputs(*inputs)[i].shape).to(inputs[0].device) for i in differentiable]
