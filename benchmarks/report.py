@@ -38,13 +38,15 @@ def machine() -> str:
 
 
 def cell(value: Any) -> str:
-    """A value as a table shows it: floats with two digits, None as a dash."""
+    """A value as a table shows it: floats with two or three digits, None as a dash."""
     if value is None:
         return "-"
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, float):
-        return f"{value:.1e}" if value and not 0.01 <= abs(value) < 1000 else f"{value:.3g}"
+        if value and not 0.01 <= abs(value) < 1e5:
+            return f"{value:.1e}"
+        return f"{value:.3g}" if abs(value) < 100 else f"{value:.0f}"
     return str(value)
 
 
