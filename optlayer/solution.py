@@ -183,7 +183,10 @@ class Solution:
         if parameter not in given:
             raise ValueError(f"parameter is {parameter!r}, expected one of those given: {', '.join(given)}")
         value: Tensor = getattr(self, output)
+        tensor: Tensor = getattr(self.problem, parameter)
         size, rank = value.shape[-1], value.ndim - 1
+        if size == 0:
+            return value.new_zeros(*value.shape, *tensor.shape[tensor.ndim - CORES[parameter] :])
         unit = torch.eye(size, dtype=value.dtype, device=value.device)
         unit = unit.reshape(size, *(1,) * rank, size).expand(size, *value.shape)
         return self.rule.adjoint(self, output, unit, parameter).movedim(0, rank)
