@@ -1,0 +1,106 @@
+# SPDX-License-Identifier: Apache-2.0
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from optlayer import __version__
+from optlayer.cli import main
+from optlayer.io import INF
+
+
+def save(path: Path, q: float, l: float, u: float) -> Path:
+    """min 1/2 x^2 + q x;  l <= x <= u as a row."""
+    one = {"P_row": [0], "P_col": [0], "P_val": [1.0], "A_row": [0], "A_col": [0], "A_val": [1.0]}
+    np.savez(path, q=[q], l=[l], u=[u], name=path.stem, **one)
+    return path
+
+
+@pytest.fixture
+def good(tmp_path: Path) -> list[str]:
+    return [str(save(tmp_path / "free.npz", -1.0, -INF, INF)), str(save(tmp_path / "held.npz", -1.0, -INF, 0.5))]
+
+
+@pytest.fixture
+def bad(tmp_path: Path) -> str:
+    return str(save(tmp_path / "empty.npz", -1.0, 2.0, 1.0))
+
+
+def test_solve_prints_a_row_per_file_and_succeeds(good: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["solve", *good]) == 0
+    found = capsys.readouterr().out
+    header, _, free, held = found.splitlines()[:4]
+    assert " ".join(header.split()) == "name n m p status objective primal dual gap iterations ms"
+    assert free.split()[:6] == ["free", "1", "0", "0", "SOLVED", "-0.5"]
+    assert held.split()[:6] == ["held", "1", "1", "0", "SOLVED", "-0.375"]
+    assert found.endswith("2 of 2 solved\n")
+
+
+def test_solve_fails_when_one_problem_does_and_says_why(
+    good: list[str], bad: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["solve", good[0], bad, "nowhere.npz"]) == 1
+    found = capsys.readouterr().out
+    assert "empty: PRIMAL_INFEASIBLE. No point satisfies the constraints" in found
+    assert "nowhere: UNREADABLE. nowhere.npz: no such file" in found
+    assert found.endswith("1 of 3 solved\n")
+
+
+def test_solve_prints_json_that_any_reader_takes(good: list[str], bad: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["solve", "--json", *good, bad, "nowhere.npz"]) == 1
+    free, _, empty, nowhere = json.loads(capsys.readouterr().out)
+    assert free["status"] == "SOLVED" and free["objective"] == -0.5 and free["optimum"] is None
+    assert empty["status"] == "PRIMAL_INFEASIBLE"
+    assert nowhere["status"] == "UNREADABLE" and nowhere["objective"] is None
+
+
+def test_solve_writes_solutions(good: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["solve", *good, "--output", str(tmp_path / "new" / "folder")]) == 0
+    file = np.load(tmp_path / "new" / "folder" / "held.solution.npz")
+    assert file["x"] == pytest.approx([0.5])
+    assert file["row_multipliers"] == pytest.approx([0.5])
+
+
+def test_solve_refuses_two_solutions_of_one_name(good: list[str], tmp_path: Path) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(["solve", good[0], good[0], "--output", str(tmp_path)])
+    assert stop.value.code == 2
+
+
+def test_solve_obeys_its_limits(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    M = np.random.default_rng(0).normal(size=(12, 12))
+    row, col = np.indices(M.shape).reshape(2, -1)
+    path = str(tmp_path / "nonnegative.npz")
+    np.savez(path, P_row=row, P_col=col, P_val=(M.T @ M).ravel(), q=M[0], lb=np.zeros(12))
+    assert main(["solve", "--max-iter", "1", path]) == 1
+    assert "MAX_ITERATIONS" in capsys.readouterr().out
+    iterations = []
+    for eps in ("1e-2", "1e-9"):
+        assert main(["solve", "--json", "--eps", eps, path]) == 0
+        (row,) = json.loads(capsys.readouterr().out)
+        assert max(row["primal_residual"], row["dual_residual"]) <= 10 * float(eps)
+        iterations.append(row["iterations"])
+    assert iterations[0] <= iterations[1]
+
+
+def test_a_wrong_setting_is_a_wrong_command(good: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(["solve", "--eps", "-1", good[0]])
+    assert stop.value.code == 2
+    assert "eps_abs is -1.0, expected" in capsys.readouterr().err
+
+
+def test_info_tells_versions_devices_and_engines(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["info"]) == 0
+    found = capsys.readouterr().out
+    assert f"optlayer {__version__}" in found
+    assert "cpu" in found and "reference" in found
+
+
+def test_the_package_runs_as_a_module() -> None:
+    run = subprocess.run([sys.executable, "-m", "optlayer", "info"], capture_output=True, text=True, check=True)
+    assert __version__ in run.stdout
+    assert run.stderr == ""
