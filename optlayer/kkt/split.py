@@ -27,22 +27,21 @@ from torch import Tensor
 from .algebra import cholesky, lower_solve, lower_solve_transposed
 
 CAP = 100.0  # of data scaled to order one; anything from 1 to 1e4 serves
+LEVELS = (16, 64, 256, 1024)  # numbers of heavy rows that elements are grouped by
 
 
 class SplitFactor:
     """Factorised [H0 C'; C -1/w] of a batch, with H0 = P + diag(diagonal).
 
-    P (B, n, n), C (B, r, n), w (B, r), diagonal (B, n). `heavy` fixes the number k of bordered rows; None takes as many
-    as the batch needs. `ok` (B,) tells where the factorisation exists. What has to be kept to solve again is C, w,
-    `heavy` and `factors()`; V is a convenience that restored factors do without."""
+    P (B, n, n), C (B, r, n), w (B, r), diagonal (B, n). The k heaviest rows are bordered. `ok` (B,) tells where the
+    factorisation exists. What has to be kept to solve again is C, w, `heavy` and `factors()`; V is a convenience that
+    restored factors do without.
+    """
 
     V: Tensor | None
 
-    def __init__(self, P: Tensor, C: Tensor, w: Tensor, diagonal: Tensor, cap: float = CAP, heavy: int | None = None):
-        excess = w - w.clamp(max=cap)
-        if heavy is None:
-            heavy = int((excess > 0).sum(-1).amax()) if excess.numel() else 0
-        self._weigh(C, w, cap, excess.topk(heavy, -1, sorted=False).indices)
+    def __init__(self, P: Tensor, C: Tensor, w: Tensor, diagonal: Tensor, k: int, cap: float = CAP):
+        self._weigh(C, w, cap, w.topk(k, -1, sorted=False).indices)
         H = torch.baddbmm(P, (C * self.gamma.unsqueeze(-1)).mT, C)
         H.diagonal(dim1=-2, dim2=-1).add_(diagonal)
         self.j, self.L, ok = unit_cholesky(H)
@@ -59,7 +58,7 @@ class SplitFactor:
 
     @staticmethod
     def sizes(n: int, rows: int) -> tuple[int, int]:
-        """(k, entries of `factors`) of a factor that is kept. k <= 2n: more heavy rows than that depend on each other."""
+        """(k, entries of `factors`) of a factor that is kept; more than 2n heavy rows depend on each other."""
         k = min(rows, 2 * n)
         return k, n * n + k * k + n + k
 
@@ -95,6 +94,39 @@ class SplitFactor:
         Vt = lower_solve(self.L, j * (self.C.mT @ rt)) if self.V is None else self.V @ t
         dx = j * lower_solve_transposed(self.L, u - Vt)
         return dx, gamma * (self.C @ dx - c) + rt
+
+
+class GroupedFactor:
+    """The same for elements that differ in how many rows are heavy, with as many bordered as each one needs.
+
+    k is rounded up to one of a few levels and the elements of a level are factorised together: no element's arithmetic
+    depends on what its neighbours need, not even in the order of a sum.
+    """
+
+    def __init__(self, P: Tensor, C: Tensor, w: Tensor, diagonal: Tensor):
+        rows = C.shape[1]
+        levels = [k for k in LEVELS if k < rows] + [rows]
+        level = torch.searchsorted(torch.tensor(levels, device=w.device), (w > CAP).sum(-1))
+        self.parts: list[tuple[Tensor | None, SplitFactor]] = []
+        self.ok = torch.ones_like(level, dtype=torch.bool)
+        for i in level.unique().tolist():
+            which = (level == i).nonzero().squeeze(-1)
+            if which.numel() == w.shape[0]:
+                factor = SplitFactor(P, C, w, diagonal, levels[i])
+                self.parts, self.ok = [(None, factor)], factor.ok
+            else:
+                factor = SplitFactor(P[which], C[which], w[which], diagonal[which], levels[i])
+                self.parts.append((which, factor))
+                self.ok[which] = factor.ok
+
+    def solve(self, a: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
+        """(dx, dv) for right-hand sides a (B, n, R) and c (B, r, R)."""
+        dx, dv = torch.empty_like(a), torch.empty_like(c)
+        for group, factor in self.parts:
+            if group is None:
+                return factor.solve(a, c)
+            dx[group], dv[group] = factor.solve(a[group], c[group])
+        return dx, dv
 
 
 def unit_cholesky(M: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -27,6 +27,8 @@ from .split import SplitFactor
 RHO = DELTA = 1e-12  # with them two refinements reach 5e-8 on the hardest derivatives; 1e-10 would need ten
 CAP = 1.0
 REFINEMENTS = 2
+WORTHWHILE = 0.7  # a refinement that leaves more than this of the residual is the last
+ROUNDING = 2e-15  # of the right-hand side: nothing is left to refine
 
 
 class State(NamedTuple):
@@ -67,7 +69,7 @@ class System:
         if factors is None or heavy is None:
             H = P * c.unsqueeze(-1) * columns * columns.mT
             diagonal = torch.where(self.free, state.w_box + RHO, 1.0)
-            self.kernel = SplitFactor(H, scaled, w, diagonal, CAP, heavy=SplitFactor.sizes(*reversed(C.shape[-2:]))[0])
+            self.kernel = SplitFactor(H, scaled, w, diagonal, SplitFactor.sizes(C.shape[2], C.shape[1])[0], CAP)
             self.ok = self.kernel.ok & state.ok.squeeze(-1)
         else:
             self.kernel = SplitFactor.restore(scaled, w, CAP, heavy, factors)
@@ -93,25 +95,26 @@ class System:
         weak = torch.where(free, w_box, 0.0)
         ux, uv = (torch.zeros_like(rx), torch.zeros_like(rv)) if start is None else start
         ux, uv = torch.where(free, ux, r_box), torch.where(there, uv, 0.0)
-        best, bx, bv, going = None, ux, uv, None
+        cD, Ec = torch.where(free, c * D, 0.0), E / c
+        Et, softness, stiffness = (
+            torch.where(there, E, 0.0),
+            torch.where(there, compliance / Ec, 0.0),
+            weak / (c * D * D),
+        )
+        size = torch.cat([cD * rx, torch.where(there, E * rv, 0.0)], 1).abs().amax(1, keepdim=True)
+        best, bx, bv, going = torch.full_like(size, torch.inf), ux, uv, torch.ones_like(size, dtype=torch.bool)
         for k in range(refinements + 2):
-            a = rx - self.P @ ux - self.C.mT @ uv - weak / (c * D * D) * (ux - r_box)
-            a = torch.where(free, c * D * a, 0.0)
-            b = torch.where(there, E * (rv - self.C @ ux) + compliance * (c / E) * uv, 0.0)
+            a = cD * (rx - self.P @ ux - self.C.mT @ uv - stiffness * (ux - r_box))
+            b = torch.where(there, Et * (rv - self.C @ ux) + softness * uv, 0.0)
             error = torch.cat([a, b / (1 + compliance)], 1).abs().amax(1, keepdim=True)
-            if best is None or going is None:
-                best, going = error, torch.ones_like(error, dtype=torch.bool)
-            else:
-                better = going & (error < best)
-                bx, bv = torch.where(better, ux, bx), torch.where(better, uv, bv)
-                going = going & ((error < 0.7 * best) | (k == 1))
-                best = torch.where(better, error, best)
-                if not going.any():
-                    break
-            if k == refinements + 1:
+            better = going & (error < best)
+            bx, bv = torch.where(better, ux, bx), torch.where(better, uv, bv)
+            going = better & ((error < WORTHWHILE * best) | (k == 1)) & (error > ROUNDING * size)
+            best = torch.where(better, error, best)
+            if k == refinements + 1 or not going.any():
                 break
             dx, dv = self.kernel.solve(a, b)
-            ux, uv = bx + D * dx, bv + E / c * dv
+            ux, uv = bx + D * dx, bv + Ec * dv
         u_box = rx - self.P @ bx - self.C.mT @ bv
         u_box = torch.where(free, weak / (c * D * D) * (bx - r_box), u_box)
         return bx, bv, u_box

@@ -22,11 +22,15 @@ from ..kkt.algebra import norm, tmv
 from ..kkt.rangespace import RangeSpace
 from ..status import Status
 from .certificate import farkas, ray
-from .newton import DELTA, RHO, Newton, Point, Residuals, Rules, Scaled
+from .newton import PROXIMAL, Newton, Point, Residuals, Rules, Scaled
 
-RHO_MIN, DELTA_MIN = 1e-14, 1e-12  # rho 1e-12 already stalls LPs whose costs are 1e-9 after scaling
+RHO_MIN, DELTA_MIN = (
+    1e-14,
+    1e-12,
+)  # floors of the proximal terms; rho 1e-12 already stalls LPs whose costs are 1e-9 after scaling
 STALL, AFTER_CONTRACT = 12, 6  # iterations without progress, and iterations granted once the contract is met
 PROGRESS = 0.9  # a residual that falls below this part of its best makes progress
+STUCK = 0.8  # a residual that keeps more than this part of itself over a step may belong to a problem without solution
 DIVERGED = 1e3  # scaled variables of this size may be on a ray
 WORTH_SHRINKING = 1 << 15  # entries of [P; C] from which on leaving finished elements behind pays for the copies
 
@@ -52,10 +56,12 @@ class Best(NamedTuple):
     key: Tensor
     contract: Tensor
 
-    def or_(self, at: Point, key: Tensor, contract: Tensor) -> Best:
-        """The better of this iterate and the new one, for each element."""
-        better = key < self.key
-        point = at if better.all() else at.where(better, self.point)
+    def or_(self, at: Point, key: Tensor, contract: Tensor, running: Tensor) -> Best:
+        """The better of this iterate and the new one, for each running element."""
+        better = (key < self.key) | ~running
+        if better.all():
+            return Best(at, key, contract)
+        point = at.where(better, self.point)
         return Best(point, torch.where(better, key, self.key), torch.where(better, contract, self.contract))
 
     def take(self, index: Tensor) -> Best:
@@ -91,7 +97,7 @@ def iterate(
     running = torch.ones(B, dtype=torch.bool, device=device)
     best, record = Best(at, infinite, infinite), infinite.expand(3, B)
     idle, met = torch.zeros_like(ids), torch.zeros_like(ids)
-    rho, delta = torch.full_like(problem.c, RHO), torch.full_like(problem.c, DELTA)
+    proximal = torch.full_like(problem.c, PROXIMAL)
     reference: Tensor | None = None
     before: tuple[Point, Residuals] | None = None
     ok = running
@@ -103,7 +109,7 @@ def iterate(
         record = torch.minimum(record, floored)
         contract_met = r.contract <= 1
         met = met + (contract_met | (met > 0))
-        best = best.or_(at, torch.maximum(r.contract, (big / rules.relative).clamp(max=1)), r.contract)
+        best = best.or_(at, torch.maximum(r.contract, (big / rules.relative).clamp(max=1)), r.contract, running)
 
         solved = contract_met & (big <= rules.relative)
         stalled = (idle >= STALL) | (met > AFTER_CONTRACT)
@@ -134,16 +140,14 @@ def iterate(
                 keep = running.nonzero().squeeze(-1)
                 newton, best, at, r = newton.take(keep), best.take(keep), at.take(keep), r.take(keep)
                 ids, running, met, idle = ids[keep], running[keep], met[keep], idle[keep]
-                record, rho, delta = record[:, keep], rho[keep], delta[keep]
+                record, proximal = record[:, keep], proximal[keep]
                 reference = None if reference is None else reference[keep]
 
-        measure = torch.where(newton.alone, r.worst[:2].amax(0).unsqueeze(-1), r.mu.unsqueeze(-1))
-        reference = measure.clamp(min=1e-300) if reference is None else reference
-        fall = measure / reference
-        rho = torch.minimum(rho, RHO * fall).clamp(min=RHO_MIN)
-        delta = torch.minimum(delta, DELTA * fall).clamp(min=DELTA_MIN)
+        distance = r.mu if newton.alone is None else torch.where(newton.alone, r.worst[:2].amax(0), r.mu)
+        reference = distance.clamp(min=1e-300) if reference is None else reference
+        proximal = torch.minimum(proximal, PROXIMAL * (distance / reference).unsqueeze(-1))
         before = (at, r)
-        at, ok = newton.advance(at, r, rho, delta)
+        at, ok = newton.advance(at, r, proximal.clamp(min=RHO_MIN), proximal.clamp(min=DELTA_MIN))
     return out
 
 
@@ -152,18 +156,16 @@ def _certify(
 ) -> Rays | None:
     """Look for a Farkas certificate or a ray of descent in the iterate and in its last step.
 
-    When iterates diverge the step is the ray itself. Only elements whose residual has not halved are looked at: the
-    primal residual of an infeasible problem, and the dual one of an unbounded problem, cannot tend to zero. None: nobody
-    was looked at.
+    When iterates diverge the step is the ray itself. Only elements whose residual is stuck are looked at: the primal
+    one of an infeasible problem, and the dual one of an unbounded problem, cannot tend to zero. None: nobody was.
     """
     Q, p, rules = newton.problem, newton.p, newton.rules
-    alone = newton.alone.squeeze(-1)
-    late = candidates & (alone | (k >= 2))
+    late = candidates if k >= 2 else candidates & (newton.live_count == 0)
     primal, dual = late, torch.zeros_like(late)
     if not rules.elastic:
         stuck = r.worst[:2] > 1e-12
         if before is not None:
-            stuck = stuck & (r.worst[:2] > 0.5 * before[1].worst[:2])
+            stuck = stuck & (r.worst[:2] > STUCK * before[1].worst[:2])
         primal, dual = late & stuck[0], late & stuck[1] & (norm(at.x) > DIVERGED)
     if newton.N + p == 0:
         primal = torch.zeros_like(late)

@@ -25,10 +25,10 @@ from torch import Tensor
 from ..kkt.algebra import dot, highest, mv, norm
 from ..kkt.rangespace import RangeFactor, RangeSpace
 from ..kkt.scaling import Scaling
-from ..kkt.split import SplitFactor
+from ..kkt.split import GroupedFactor
 from .standard import Standard
 
-RHO, DELTA = 1e-6, 1e-6  # at the start; both fall with mu
+PROXIMAL = 1e-6  # rho and delta at the start; both fall with mu
 RESCUE = 1e-7  # rho and delta where a factorisation breaks down
 STEP, LONG_STEP, LONG = 0.95, 0.9999, 0.9  # fraction to the boundary, and beyond a step of 0.9; 0.99 throughout cycles
 TINY = 1e-40  # floor of s and z
@@ -136,8 +136,10 @@ class Newton:
         self.e = torch.cat([Q.d[:, p:], -Q.lo, Q.hi], 1) if self.boxes else Q.d[:, p:]
         self.dual_unit, self.row_unit, self.cost = 1 / (Q.c * Q.D), 1 / Q.E, Q.c.squeeze(-1)
         self.unit = torch.cat([self.row_unit[:, p:], Q.D, Q.D], 1) if self.boxes else self.row_unit[:, p:]
-        count = Q.live.sum(-1, keepdim=True)
-        self.count, self.alone, self.full = count.clamp(min=1), count == 0, bool(Q.live.all())
+        self.live_count = Q.live.sum(-1)
+        self.count, self.full = self.live_count.clamp(min=1), bool(Q.live.all())
+        alone = self.live_count == 0
+        self.alone = alone if alone.any() else None  # elements with equality rows only take full Newton steps
         self.bounds: tuple[Tensor, Tensor] | None = None
         if self.boxes:
             has_lo, has_hi = (t > 0 for t in self.box(Q.live))
@@ -163,7 +165,7 @@ class Newton:
     def _E(self, x: Tensor, Cx: Tensor) -> Tensor:
         return torch.cat([Cx[:, self.p :], -x, x], 1) if self.boxes else Cx[:, self.p :]
 
-    def _factor(self, w: Tensor, rho: Tensor, delta: Tensor) -> SplitFactor | RangeFactor:
+    def _factor(self, w: Tensor, rho: Tensor, delta: Tensor) -> GroupedFactor | RangeFactor:
         equality = (1 / (delta + self.rules.elastic)).expand(-1, self.p)
         rows = torch.cat([equality, w[:, : self.m]], 1)
         if self.space is not None:
@@ -172,10 +174,10 @@ class Newton:
         if self.boxes:
             lower, upper = self.box(w)
             diagonal = diagonal + lower + upper
-        return SplitFactor(self.problem.P, self.problem.C, rows, diagonal)
+        return GroupedFactor(self.problem.P, self.problem.C, rows, diagonal)
 
     def _solve(
-        self, kernel: SplitFactor | RangeFactor, w: Tensor, a: Tensor, cy: Tensor, cz: Tensor
+        self, kernel: GroupedFactor | RangeFactor, w: Tensor, a: Tensor, cy: Tensor, cz: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         """dx, dy, dz with (P + rho) dx + A'dy + E'dz = a, A dx - delta dy = cy, E dx - dz/w = cz."""
         if self.boxes:
@@ -191,9 +193,9 @@ class Newton:
     def start(self, warm: Point | None = None) -> Point:
         """Mehrotra's starting point, from the system with all weights one; where a warm point is finite, that one."""
         Q = self.problem
-        rho, delta = torch.full_like(Q.c, RHO), torch.full_like(Q.c, DELTA)
-        w = self.on(1 / (1 + self.elastic + delta))
-        x, y, z = self._solve(self._factor(w, rho, delta), w, -Q.q, Q.d[:, : self.p], self.e)
+        proximal = torch.full_like(Q.c, PROXIMAL)
+        w = self.on(1 / (1 + self.elastic + proximal))
+        x, y, z = self._solve(self._factor(w, proximal, proximal), w, -Q.q, Q.d[:, : self.p], self.e)
         s = -z
         if self.N:
             absent = Q.live == 0
@@ -235,24 +237,28 @@ class Newton:
         if rules.elastic:
             ry, rz = ry - rules.elastic * y, rz - self.elastic * z
         complementarity = dot(s, z)
-        mu = complementarity / self.count.squeeze(-1)
+        mu = complementarity / self.count
         xPx, qx = dot(x, Px), dot(Q.q, x)
         objective = 0.5 * xPx + qx
 
         columns = torch.stack([rd, Ez, *parts], 1).abs()
         scaled, unscaled = columns.amax(-1), (columns * self.dual_unit.unsqueeze(1)).amax(-1)
         size_d = torch.maximum(scaled[:, 1:].amax(-1), self.size_d[0])
-        reach = torch.stack([x, x * Q.D]).abs().amax(-1) * self.bounded
-        size_p, sp = torch.maximum(torch.maximum(norm(torch.stack([Cx, Cx * self.row_unit])), reach), self.size_p)
+        sizes = torch.maximum(norm(torch.stack([Cx, Cx * self.row_unit])), self.size_p)
+        if self.boxes:
+            sizes = torch.maximum(sizes, norm(torch.stack([x, x * Q.D])) * self.bounded)
+        size_p, sp = sizes
         size_g = torch.maximum(objective.abs(), 1e-2 * (Q.q * x).abs().sum(-1)).clamp(min=1e-4)
-        primal = torch.maximum(norm(ry), norm(rz))
+        primal = torch.maximum(norm(ry), norm(rz)) if p else norm(rz)
         worst = torch.stack([primal / size_p, scaled[:, 0] / size_d, complementarity / size_g])
         if rules.elastic:
             contract = torch.stack([primal, scaled[:, 0], complementarity]).amax(0) / rules.eps_abs
             return Residuals(rd, ry, rz, mu, worst, contract, Px, Cx)
 
-        support = dot(self.e, z) + dot(Q.d[:, :p], y)
-        rp = torch.maximum(highest(excess * self.unit), norm(ry * self.row_unit[:, :p]))
+        support, rp = dot(self.e, z), highest(excess * self.unit)
+        if p:
+            support = support + dot(Q.d[:, :p], y)
+            rp = torch.maximum(rp, norm(ry * self.row_unit[:, :p]))
         values = torch.stack([objective, -0.5 * xPx - support]) / self.cost + Q.offset
         residuals = torch.stack([rp, unscaled[:, 0], (xPx + qx + support).abs() / self.cost])
         sd = torch.maximum(unscaled[:, 2:].amax(-1), self.size_d[1])
@@ -290,11 +296,13 @@ class Newton:
         sz, mu = s * z, r.mu.unsqueeze(-1)
         dx, dy, dz, ds = direction(sz)
         primal, dual = lengths(dz, ds)
-        affine = self.on((s + primal * ds) * (z + dual * dz)).sum(-1, keepdim=True) / self.count
+        affine = self.on((s + primal * ds) * (z + dual * dz)).sum(-1, keepdim=True) / self.count.unsqueeze(-1)
         sigma = (affine.clamp(min=0) / mu.clamp(min=1e-300)).pow(3).clamp(max=1)
         dx, dy, dz, ds = direction(sz + ds * dz - sigma * mu)
         steps = torch.cat(lengths(dz, ds), 1)
         steps = steps * (STEP + (LONG_STEP - STEP) * (steps > LONG))
-        primal, dual = steps.masked_fill(self.alone, 1.0).split(1, 1)
+        if self.alone is not None:
+            steps = steps.masked_fill(self.alone.unsqueeze(-1), 1.0)
+        primal, dual = steps.split(1, 1)
         s, z = (s + primal * ds).clamp(min=TINY), (z + dual * dz).clamp(min=TINY)
         return Point(x + primal * dx, y + dual * dy, z, s), kernel.ok
