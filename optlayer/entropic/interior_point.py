@@ -72,14 +72,16 @@ class Residuals(NamedTuple):
         stationarity: log x + 1 - a + c y + z, without v: the residual of the true problem.
         row: 1 - c'x.
         cap: u - x - s; None where there are no caps.
-        error: (B,), the largest of them (the first times x) and of the gap s'z, relative to the largest x.
-        floor: (B,), what rounding alone may add to `error`.
+        primal: (B,), the largest of the row, of the gap s'z, and of the caps relative to the largest x.
+        dual: (B,), the largest x times stationarity, relative to the largest x.
+        floor: (B,), what rounding alone may do to `dual`.
     """
 
     stationarity: Tensor
     row: Tensor
     cap: Tensor | None
-    error: Tensor
+    primal: Tensor
+    dual: Tensor
     floor: Tensor
 
 
@@ -118,19 +120,14 @@ def solve(problem: Problem, skip: Tensor, eps: float, max_iter: int) -> Solution
     iterations = torch.zeros_like(skip, dtype=torch.int64)
     for iteration in range(max_iter + 1):
         residuals = _residuals(problem, point)
-        reached = residuals.error <= _tolerance(eps, residuals.floor)
+        reached = (residuals.primal <= eps) & (residuals.dual <= eps + residuals.floor)
         solved = solved | (live & reached)
-        live = live & ~reached & residuals.error.isfinite()
+        live = live & ~reached & residuals.dual.isfinite()
         if iteration == max_iter or not bool(live.any()):
             break
         iterations = iterations + live
         point = _step(problem, point, residuals, live, recentre=iteration % RECENTRE == RECENTRE - 1)
     return _close(problem, point, skip, eps, solved, iterations)
-
-
-def _tolerance(eps: float, floor: Tensor) -> Tensor:
-    """Rounding excuses an error only up to 1e-6: beyond, a solution would be one in name only."""
-    return (eps + floor).clamp(max=max(eps, 1e-6))
 
 
 def _eps(like: Tensor) -> float:
@@ -162,16 +159,15 @@ def _residuals(problem: Problem, point: Point) -> Residuals:
     size = y.abs() - a  # of the terms that cancel in the stationarity; a <= 0
     row = _beyond_rounding(1 - problem.row(x), 1)
     cap = None
-    if u is None:
-        errors = torch.maximum((x * stationarity).abs().amax(0), row.abs())
-    else:
+    primal = row.abs()
+    largest = x.amax(0)
+    if u is not None:
         s, z = point.primal[n:], point.dual[n:]
         stationarity, size = stationarity + z, size + z
         cap = _beyond_rounding(u - x - s, u)
-        worst = torch.maximum((x * stationarity).abs(), cap.abs()).amax(0)
-        errors = torch.maximum(torch.maximum(worst, row.abs()), (s * z).sum(0))
-    largest = x.amax(0)
-    return Residuals(stationarity, row, cap, errors / largest, 8 * _eps(x) * (x * size).amax(0) / largest)
+        primal = torch.maximum(torch.maximum(primal, cap.abs().amax(0) / largest), (s * z).sum(0))
+    dual = (x * stationarity).abs().amax(0) / largest
+    return Residuals(stationarity, row, cap, primal, dual, 8 * _eps(x) * (x * size).amax(0) / largest)
 
 
 def _beyond_rounding(residual: Tensor, size: Tensor | float) -> Tensor:
@@ -247,34 +243,34 @@ def _length(p: Tensor, d: Tensor) -> Tensor:
 def _close(problem: Problem, point: Point, skip: Tensor, eps: float, solved: Tensor, iterations: Tensor) -> Solution:
     """From the interior point to the solution: v = 0, each cap active or not, and y by Newton.
 
-    Stationarity with v = 0 gives x = min(exp(a - 1 - c y), u), which leaves one equation in y, c'x = 1.  From here on
-    only increments of y are formed, so that a - 1 - c y is rounded once, and hardly at all for the variables that
-    matter.  The interior point tells where to begin, and one Newton step is the rule; the bracket is for problems in
-    which y hardly matters, such as caps that sum to little more than 1.
+    Stationarity with v = 0 gives x = min(exp(a - 1 - c y), u), which leaves one equation in y, c'x = 1.  The interior
+    point tells where to begin, and one Newton step is the rule; the bracket (low, high), relative to y, is for problems
+    in which y hardly matters, such as caps that sum to little more than 1.  a - 1 - c y is not formed anew but goes
+    along with y, so that it is rounded to its own size, which is small for the variables that matter.
     """
     a, u, _ = problem
     n = a.shape[0]
-    base = a - 1 - problem.column(point.y)
-    log_u = torch.full_like(base, torch.inf) if u is None else u.log()
-    increment = torch.zeros_like(point.y)
-    low, high = torch.full_like(increment, -torch.inf), torch.full_like(increment, torch.inf)
-    for step in range(NEWTON_STEPS + 1):
-        wish = base - problem.column(increment)  # log x if there were no caps
+    wish = a - 1 - problem.column(point.y)  # log x if there were no caps
+    log_u = torch.full_like(a, torch.inf) if u is None else u.log()
+    y = point.y
+    low, high = torch.full_like(y, -torch.inf), torch.full_like(y, torch.inf)
+    for attempt in range(NEWTON_STEPS + 1):
         z = (wish - log_u).clamp(min=0)
         log_x = wish - z
         x = log_x.exp() if u is None else torch.where(z > 0, u, log_x.exp())
         excess = problem.row(x) - 1
         wrong = (excess.abs() > 4 * _eps(a)) & ~skip
-        if step == NEWTON_STEPS or not bool(wrong.any()):
+        if attempt == NEWTON_STEPS or not bool(wrong.any()):
             break
-        low, high = torch.where(excess > 0, increment, low), torch.where(excess < 0, increment, high)
-        increment = torch.where(wrong, increment + _newton(problem, x, z, excess), increment)
-        increment = torch.where((increment > low) & (increment < high) | ~wrong, increment, (low + high) / 2)
-    y = point.y + increment
-    stationarity = log_x + 1 - a + problem.column(y) + z
-    residual = torch.maximum(excess.abs(), (x * stationarity).abs().amax(0))
+        low, high = torch.where(excess > 0, 0, low), torch.where(excess < 0, 0, high)
+        step = _newton(problem, x, z, excess)
+        step = torch.where((step > low) & (step < high), step, (low + high) / 2)
+        step = torch.where(wrong, step, 0)
+        y, wish, low, high = y + step, wish - problem.column(step), low - step, high - step
+    dual = (x * (log_x + 1 - a + problem.column(y) + z)).abs().amax(0)
     floor = 8 * _eps(a) * (x * (y.abs() - a + z)).amax(0)
-    solved = solved & (residual <= _tolerance(eps, floor))
+    solved = solved & (excess.abs() <= eps) & (dual <= eps + floor)
+    residual = torch.maximum(excess.abs(), dual)
     free = torch.ones_like(x)
     if u is not None:
         s = point.primal[n:]
