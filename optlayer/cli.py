@@ -1,0 +1,183 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The command line, ``python -m optlayer info | verify | solve FILE... | demo``.
+
+The exit code is 0 when all went well, 1 when a problem was not solved or a check failed, 2 for a wrong command.
+"""
+
+import argparse
+import json
+import math
+import platform
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from importlib.util import find_spec
+from pathlib import Path
+
+import torch
+
+from . import __version__, demo, verify
+from .console import progress, table
+from .errors import ProblemError, SettingsError
+from .io import Instance, read, stack, unstack, write
+from .qp import solve_qp
+from .settings import Settings
+from .solution import Solution
+from .status import Status
+
+TOGETHER = 64  # problems of one shape that are solved in one call, between two steps of the progress bar
+OPTIONAL = {
+    "numpy": "reads .npz files",
+    "scipy": "reads .mat files",
+    "highspy": "reads .mps and .qps files",
+    "sklearn": "the data of the demo",
+    "matplotlib": "the plot of the demo",
+    "tqdm": "progress bars",
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="optlayer", description="Batches of quadratic programs as a differentiable PyTorch layer."
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="info | verify | solve | demo")
+    commands.add_parser("info", help="versions, devices, and which engine runs on each").set_defaults(run=_info)
+    commands.add_parser(
+        "verify", help="the softmax Jacobian and every gradient of the QP layer against independent values"
+    ).set_defaults(run=_verify)
+    files = commands.add_parser("solve", help="solve the problems in .npz, .mat, .mps and .qps files")
+    files.add_argument("files", nargs="+", type=Path, metavar="FILE")
+    files.add_argument("--eps", type=float, help="absolute and relative accuracy (default: 1e-9)")
+    files.add_argument("--max-iter", type=int, default=Settings.max_iter, help="default: %(default)s")
+    files.add_argument("--output", type=Path, metavar="DIR", help="write each solution to DIR/NAME.solution.npz")
+    files.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    files.set_defaults(run=_solve)
+    show = commands.add_parser("demo", help="the whole layer on real input: solve, differentiate, train, verify")
+    show.add_argument("--output", type=Path, default=Path("out"), metavar="DIR", help="default: %(default)s")
+    show.set_defaults(run=lambda options: demo.run(options.output))
+    options = parser.parse_args(arguments)
+    try:
+        return int(options.run(options))
+    except SettingsError as error:
+        parser.error(str(error))
+
+
+def _info(_: argparse.Namespace) -> int:
+    threads = torch.get_num_threads()
+    devices = [["cpu", f"{platform.machine()}, {threads} thread{'s' if threads > 1 else ''}"]]
+    for i in range(torch.cuda.device_count()):
+        devices.append([f"cuda:{i}", torch.cuda.get_device_name(i)])
+    print(f"optlayer {__version__}, torch {torch.__version__}, Python {platform.python_version()}\n")
+    reason = "plain torch; this version has no compiled engine"
+    print(table(["device", "what it is", "engine", "why"], [[*row, "reference", reason] for row in devices]))
+    print()
+    rows = [[name, "yes" if find_spec(name) else "no", use] for name, use in OPTIONAL.items()]
+    print(table(["optional package", "installed", "use"], rows))
+    return 0
+
+
+def _verify(_: argparse.Namespace) -> int:
+    report = verify.run()
+    print(verify.text(report))
+    return 0 if all(row.passed for row in report) else 1
+
+
+@dataclass(frozen=True)
+class Row:
+    """What is told of one file; NaN where a number is not known."""
+
+    file: str
+    name: str
+    n: int = 0
+    m: int = 0
+    p: int = 0
+    status: str = "UNREADABLE"
+    objective: float = math.nan
+    optimum: float = math.nan
+    primal_residual: float = math.nan
+    dual_residual: float = math.nan
+    duality_gap: float = math.nan
+    iterations: int = 0
+    milliseconds: float = math.nan
+    advice: str = ""
+
+    @classmethod
+    def of(cls, path: Path, instance: Instance, solution: Solution, milliseconds: float) -> "Row":
+        residuals = solution.residuals()
+        status = Status(int(solution.status))
+        return cls(
+            str(path),
+            instance.name,
+            *instance.shape,
+            status.name,
+            instance.objective(float(residuals.objective)),
+            instance.optimum if status == Status.SOLVED else math.nan,
+            float(residuals.primal),
+            float(residuals.dual),
+            float(residuals.gap),
+            int(solution.iterations),
+            milliseconds,
+            "" if status == Status.SOLVED else f"{status.diagnosis} {status.advice}",
+        )
+
+
+def _solve(options: argparse.Namespace) -> int:
+    settings = Settings(options.eps, options.eps, options.max_iter, on_failure="ignore")
+    if options.output:
+        _check_names(options.files)
+        options.output.mkdir(parents=True, exist_ok=True)
+    rows: dict[int, Row] = {}
+    shapes: dict[tuple[int, int, int], list[tuple[int, Instance]]] = {}
+    for k, path in enumerate(progress(options.files, len(options.files), "read")):
+        try:
+            instance = read(path)
+            shapes.setdefault(instance.shape, []).append((k, instance))
+        except (ProblemError, OSError, ImportError) as error:
+            rows[k] = Row(str(path), path.stem, advice=str(error))
+    calls = [group[i : i + TOGETHER] for group in shapes.values() for i in range(0, len(group), TOGETHER)]
+    for call in progress(calls, len(calls), "solve"):
+        instances = [instance for _, instance in call]
+        start = time.perf_counter()
+        batch = solve_qp(**stack(instances), settings=settings)
+        milliseconds = 1e3 * (time.perf_counter() - start) / len(call)
+        for (k, instance), solution in zip(call, unstack(batch, instances), strict=True):
+            rows[k] = Row.of(options.files[k], instance, solution, milliseconds)
+            if options.output:
+                write(options.output / f"{options.files[k].stem}.solution.npz", instance, solution)
+    report = [rows[k] for k in sorted(rows)]
+    print(_json(report) if options.json else _text(report))
+    return 0 if all(row.status == Status.SOLVED.name for row in report) else 1
+
+
+def _check_names(files: Sequence[Path]) -> None:
+    """Solutions are named after their files, without folder and suffix: no two may be the same."""
+    for name, count in Counter(file.stem for file in files).items():
+        if count > 1:
+            raise SettingsError(f"{count} files are called {name}: one solution would overwrite the other")
+
+
+def _text(report: Sequence[Row]) -> str:
+    known = any(not math.isnan(row.optimum) for row in report)
+    header = ["name", "n", "m", "p", "status", "objective", "primal", "dual", "gap", "iterations", "ms"]
+    cells = []
+    for r in report:
+        numbers = [_text_of(v, ".1e") for v in (r.primal_residual, r.dual_residual, r.duality_gap)]
+        time_and_optimum = [_text_of(r.milliseconds, ".1f"), *([_text_of(r.optimum, ".9g")] if known else [])]
+        cells.append(
+            [r.name, r.n, r.m, r.p, r.status, _text_of(r.objective, ".9g"), *numbers, r.iterations, *time_and_optimum]
+        )
+    lines = [table(header + (["known optimum"] if known else []), cells), ""]
+    lines += [f"{r.name}: {r.status}. {r.advice}" for r in report if r.advice]
+    solved = sum(r.status == Status.SOLVED.name for r in report)
+    return "\n".join([*lines, f"{solved} of {len(report)} solved"])
+
+
+def _text_of(value: float, form: str) -> str:
+    return "" if math.isnan(value) else format(value, form)
+
+
+def _json(report: Sequence[Row]) -> str:
+    rows = [{k: None if v != v else v for k, v in asdict(row).items()} for row in report]
+    return json.dumps(rows, indent=1, allow_nan=False)
