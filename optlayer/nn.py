@@ -67,6 +67,8 @@ class QPLayer(nn.Module):
         torch.Size([5, 3])
     """
 
+    z0: Tensor
+
     def __init__(
         self,
         n: int,
@@ -187,7 +189,7 @@ class QPLayer(nn.Module):
 
     def feasible_point(self) -> Tensor:
         """(n,): the point that ``feasible=True`` keeps feasible, strictly within bounds that are constants."""
-        z0: Tensor = self.get_parameter("z0")
+        z0 = self.z0
         if "lb" in self.constants or "ub" in self.constants:
             lower = self.get_buffer("lb") if "lb" in self.constants else torch.full_like(z0, -torch.inf)
             upper = self.get_buffer("ub") if "ub" in self.constants else torch.full_like(z0, torch.inf)
