@@ -58,7 +58,7 @@ def pull(
 
 def matvec(M: Tensor, v: Tensor) -> Tensor:
     """M v; one matrix product when the batch shares M, so that no copy of M per element is formed."""
-    if M.shape[:-2].numel() == 1:
+    if all(size == 1 for size in M.shape[:-2]):
         return v @ M.reshape(M.shape[-2:]).mT
     return (M @ v.unsqueeze(-1)).squeeze(-1)
 
