@@ -143,7 +143,24 @@ def fixed(rng: np.random.Generator, n: int, m: int, p: int) -> Problem:
     return Problem("", base.P + 0.1 * np.eye(n), base.q, base.G, h, base.A, b, lb, ub)
 
 
-CLASSES = [dense, semidefinite, linear, integers, doubled, infeasible, unbounded, scaled, fixed]
+def parallel(rng: np.random.Generator, n: int, m: int, p: int) -> Problem:
+    """Half of the rows are copies of others up to 1e-6; slacks from none to 1e-7 to 1."""
+    base, x = dense(rng, n, m, p), rng.standard_normal(n)
+    G = base.G.copy()
+    for i in range(m // 2):
+        G[m - 1 - i] = G[i] * (1 + 1e-6 * rng.standard_normal(n))
+    h = G @ x + rng.uniform(0, 1, m) * rng.integers(0, 2, m) * 10.0 ** rng.uniform(-7, 0, m)
+    return Problem("", base.P, 10 * base.q, G, h, base.A, base.A @ x, *free(n))
+
+
+def ties(rng: np.random.Generator, n: int, m: int, p: int) -> Problem:
+    """An LP over the unit box whose costs and rows are -1, 0, 1: whole faces of solutions, degenerate vertices."""
+    G, x = rng.integers(-1, 2, (m, n)).astype(float), rng.integers(0, 2, n).astype(float)
+    q, none = rng.integers(-1, 2, n).astype(float), np.zeros((p, n))
+    return Problem("", np.zeros((n, n)), q, G, np.maximum(G @ x, 0), none, np.zeros(p), np.zeros(n), np.ones(n))
+
+
+CLASSES = [dense, semidefinite, linear, integers, doubled, infeasible, unbounded, scaled, fixed, parallel, ties]
 SHAPES = [(2, 3, 0), (3, 5, 1), (5, 4, 2), (8, 12, 3), (15, 10, 5)]
 BATCH = 32
 
