@@ -42,10 +42,10 @@ def test_the_demo_ends_with_what_it_verified(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("OPTLAYER_TEST_DATA", str(tmp_path))
-    monkeypatch.setattr(demo, "softmax_jacobian", lambda: ("softmax", True))  # test_verify.py tests it
+    monkeypatch.setattr(demo, "derivatives", lambda: ("derivatives", True))  # test_verify.py tests it
     assert demo.run(tmp_path) == 0
     last = capsys.readouterr().out.splitlines()[-1]
-    assert last.startswith("Verified: softmax; 10 of 10 problems of Hock and Schittkowski")
+    assert last.startswith("Verified: derivatives; 10 of 10 problems of Hock and Schittkowski")
     assert (tmp_path / "lasso.png").stat().st_size > 10_000
 
 
@@ -57,4 +57,4 @@ def test_the_demo_fails_when_a_check_does(
     monkeypatch.setattr(demo, "verify", SimpleNamespace(run=lambda: rows, text=lambda rows: "table"))
     monkeypatch.setattr(demo, "learn_the_penalty", lambda output: ("lasso", True))
     assert demo.run(tmp_path) == 1
-    assert capsys.readouterr().out.splitlines()[-1].startswith("NOT verified: the softmax Jacobian")
+    assert capsys.readouterr().out.splitlines()[-1].startswith("NOT verified: 1 of 2 derivatives")
