@@ -146,7 +146,7 @@ def _qp_fake(
         q.new_empty(*batch, n),
         *rays,
         q.new_empty(*batch, 2 * n + 2 * (p + m) + 2, dtype=torch.float64),
-        q.new_empty(*batch, n * n + k * k + n + k if keep_factor else 0, dtype=torch.float64),
+        q.new_empty(*batch, n * n + k * k if keep_factor else 0, dtype=torch.float64),
         q.new_empty(*batch, k, dtype=torch.int64),
     )
 

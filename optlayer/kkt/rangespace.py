@@ -14,8 +14,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .algebra import lower_solve
-from .split import unit_cholesky
+from .algebra import cholesky, cholesky_solve, lower_solve, mm
 
 PIVOT_RATIO = 1e-6  # least admissible min L_ii^2 / max L_ii^2: errors of the adjoint stay below 1e-10
 ROWS_PER_VARIABLE = 1.6  # where its cost meets the split's
@@ -32,12 +31,11 @@ class RangeSpace:
         V = both[..., n:]
         self.K = V.mT @ V
         self.both = both.mT @ both[..., :n]  # P^-1 over W', of shape (B, n + r, n)
-        self.W = self.both[:, n:].mT.contiguous()
 
     def take(self, index: Tensor) -> RangeSpace:
         """The same for some elements of the batch."""
         part = object.__new__(RangeSpace)
-        part.both, part.W, part.K = self.both[index], self.W[index], self.K[index]
+        part.both, part.K = self.both[index], self.K[index]
         return part
 
     def factor(self, w: Tensor) -> RangeFactor:
@@ -52,14 +50,14 @@ class RangeFactor:
         self.space = space
         S = space.K.clone()
         S.diagonal(dim1=-2, dim2=-1).add_(w.reciprocal().clamp(max=LARGEST_RECIPROCAL))
-        self.j, self.F, self.ok = unit_cholesky(S)
+        self.F, self.ok = cholesky(S)
 
     def solve(self, a: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
         """(dx, dv) for right-hand sides a (B, n, R) and c (B, r, R)."""
-        j, W = self.j.unsqueeze(-1), self.space.W
-        u, Wa = (self.space.both @ a).split([W.shape[1], W.shape[2]], 1)
-        t = torch.cholesky_solve(j * (Wa - c), self.F) * j
-        return torch.baddbmm(u, W, t, alpha=-1), t
+        both, n = self.space.both, a.shape[1]
+        u, Wa = mm(both, a).split([n, c.shape[1]], 1)
+        t = cholesky_solve(self.F, Wa - c)
+        return u - mm(both[:, n:].mT, t), t
 
 
 def admissible(L: Tensor, ok: Tensor, rows: int, bounded: Tensor) -> Tensor:

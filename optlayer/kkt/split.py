@@ -16,15 +16,15 @@ is condensed, and the heavy rows C_k (w > cap) are bordered:
     u = L^-1 (a + C' gamma c),   t = M^-1 (V'u - r c_k),   dx = L^-T (u - V t)
     dv = gamma (C dx - c),       dv_k += r t                       (never w (C dx - c) with a large w: it cancels)
 
-cap = 0 is the range-space form and cap = infinity the fully condensed one. H and M are scaled to unit diagonal before
-they are factorised, which makes the breakdown test of Cholesky independent of units."""
+cap = 0 is the range-space form and cap = infinity the fully condensed one.
+"""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from .algebra import cholesky, lower_solve, lower_solve_transposed
+from .algebra import cholesky, cholesky_solve, lower_solve, lower_solve_transposed, mm
 
 CAP = 100.0  # of data scaled to order one; anything from 1 to 1e4 serves
 LEVELS = (16, 64, 256, 1024)  # numbers of heavy rows that elements are grouped by
@@ -44,12 +44,12 @@ class SplitFactor:
         self._weigh(C, w, cap, w.topk(k, -1, sorted=False).indices)
         H = torch.baddbmm(P, (C * self.gamma.unsqueeze(-1)).mT, C)
         H.diagonal(dim1=-2, dim2=-1).add_(diagonal)
-        self.j, self.L, ok = unit_cholesky(H)
+        self.L, ok = cholesky(H)
         rows = C.gather(1, self.heavy.unsqueeze(-1).expand(-1, -1, C.shape[-1]))
-        self.V = lower_solve(self.L, (rows * self.r.unsqueeze(-1) * self.j.unsqueeze(-2)).mT)
+        self.V = lower_solve(self.L, (rows * self.r.unsqueeze(-1)).mT)
         M = self.V.mT @ self.V
         M.diagonal(dim1=-2, dim2=-1).add_(1.0)
-        self.jm, self.F, ok_border = unit_cholesky(M)
+        self.F, ok_border = cholesky(M)
         self.ok = ok & ok_border
 
     def _weigh(self, C: Tensor, w: Tensor, cap: float, heavy: Tensor) -> None:
@@ -60,11 +60,11 @@ class SplitFactor:
     def sizes(n: int, rows: int) -> tuple[int, int]:
         """(k, entries of `factors`) of a factor that is kept; more than 2n heavy rows depend on each other."""
         k = min(rows, 2 * n)
-        return k, n * n + k * k + n + k
+        return k, n * n + k * k
 
     def factors(self) -> Tensor:
-        """L, F, j, jm in one row for each element, (B, n n + k k + n + k)."""
-        return torch.cat([self.L.flatten(1), self.F.flatten(1), self.j, self.jm], 1)
+        """L and F in one row for each element, column after column as they lie in memory, (B, n n + k k)."""
+        return torch.cat([self.L.mT.flatten(1), self.F.mT.flatten(1)], 1)
 
     @classmethod
     def restore(cls, C: Tensor, w: Tensor, cap: float, heavy: Tensor, factors: Tensor) -> SplitFactor:
@@ -72,28 +72,27 @@ class SplitFactor:
         self = object.__new__(cls)
         self._weigh(C, w, cap, heavy)
         n, k = C.shape[-1], heavy.shape[-1]
-        L, F, self.j, self.jm = factors.split([n * n, k * k, n, k], 1)
-        self.L, self.F, self.V = L.unflatten(1, (n, n)), F.unflatten(1, (k, k)), None
+        L, F = factors.split([n * n, k * k], 1)
+        self.L, self.F, self.V = L.unflatten(1, (n, n)).mT, F.unflatten(1, (k, k)).mT, None
         return self
 
     def solve(self, a: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
         """(dx, dv) for right-hand sides a (B, n, R) and c (B, r, R)."""
-        gamma, j = self.gamma.unsqueeze(-1), self.j.unsqueeze(-1)
-        u = lower_solve(self.L, (a + self.C.mT @ (gamma * c)) * j)
+        C, L, gamma = self.C, self.L, self.gamma.unsqueeze(-1)
+        u = lower_solve(L, a + mm(C.mT, gamma * c))
         if self.heavy.shape[-1] == 0:
-            dx = j * lower_solve_transposed(self.L, u)
-            return dx, gamma * (self.C @ dx - c)
-        r, jm = self.r.unsqueeze(-1), self.jm.unsqueeze(-1)
-        heavy = self.heavy.unsqueeze(-1).expand(-1, -1, c.shape[-1])
+            dx = lower_solve_transposed(L, u)
+            return dx, gamma * (mm(C, dx) - c)
+        r, heavy = self.r.unsqueeze(-1), self.heavy.unsqueeze(-1).expand(-1, -1, c.shape[-1])
         if self.V is None:
-            Vu = r * (self.C @ (j * lower_solve_transposed(self.L, u))).gather(1, heavy)
+            Vu = r * mm(C, lower_solve_transposed(L, u)).gather(1, heavy)
         else:
-            Vu = self.V.mT @ u
-        t = jm * torch.cholesky_solve(jm * (Vu - r * c.gather(1, heavy)), self.F)
+            Vu = mm(self.V.mT, u)
+        t = cholesky_solve(self.F, Vu - r * c.gather(1, heavy))
         rt = torch.zeros_like(c).scatter_(1, heavy, r * t)
-        Vt = lower_solve(self.L, j * (self.C.mT @ rt)) if self.V is None else self.V @ t
-        dx = j * lower_solve_transposed(self.L, u - Vt)
-        return dx, gamma * (self.C @ dx - c) + rt
+        Vt = lower_solve(L, mm(C.mT, rt)) if self.V is None else mm(self.V, t)
+        dx = lower_solve_transposed(L, u - Vt)
+        return dx, gamma * (mm(C, dx) - c) + rt
 
 
 class GroupedFactor:
@@ -127,11 +126,3 @@ class GroupedFactor:
                 return factor.solve(a, c)
             dx[group], dv[group] = factor.solve(a[group], c[group])
         return dx, dv
-
-
-def unit_cholesky(M: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """j and L with diag(j) M diag(j) = L L' of unit diagonal, and where that succeeded. M is overwritten."""
-    j = M.diagonal(dim1=-2, dim2=-1).clamp(min=1e-300).rsqrt()
-    M.mul_(j.unsqueeze(-1)).mul_(j.unsqueeze(-2))
-    L, ok = cholesky(M)
-    return j, L, ok

@@ -21,6 +21,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from .algebra import mm
 from .scaling import Scaling
 from .split import SplitFactor
 
@@ -104,8 +105,8 @@ class System:
         size = torch.cat([cD * rx, torch.where(there, E * rv, 0.0)], 1).abs().amax(1, keepdim=True)
         best, bx, bv, going = torch.full_like(size, torch.inf), ux, uv, torch.ones_like(size, dtype=torch.bool)
         for k in range(refinements + 2):
-            a = cD * (rx - self.P @ ux - self.C.mT @ uv - stiffness * (ux - r_box))
-            b = torch.where(there, Et * (rv - self.C @ ux) + softness * uv, 0.0)
+            a = cD * (rx - mm(self.P, ux) - mm(self.C.mT, uv) - stiffness * (ux - r_box))
+            b = torch.where(there, Et * (rv - mm(self.C, ux)) + softness * uv, 0.0)
             error = torch.cat([a, b / (1 + compliance)], 1).abs().amax(1, keepdim=True)
             better = going & (error < best)
             bx, bv = torch.where(better, ux, bx), torch.where(better, uv, bv)
@@ -115,6 +116,6 @@ class System:
                 break
             dx, dv = self.kernel.solve(a, b)
             ux, uv = bx + D * dx, bv + Ec * dv
-        u_box = rx - self.P @ bx - self.C.mT @ bv
+        u_box = rx - mm(self.P, bx) - mm(self.C.mT, bv)
         u_box = torch.where(free, weak / (c * D * D) * (bx - r_box), u_box)
         return bx, bv, u_box

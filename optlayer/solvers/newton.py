@@ -22,7 +22,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..kkt.algebra import dot, highest, mv, norm
+from ..kkt.algebra import dot, highest, mv, norm, tmv
 from ..kkt.rangespace import RangeFactor, RangeSpace
 from ..kkt.scaling import Scaling
 from ..kkt.split import GroupedFactor
@@ -132,7 +132,7 @@ class Newton:
         self.n, self.m, self.N = Q.q.shape[1], m, Q.live.shape[1]
         self.boxes = m < self.N
         self.PC = torch.cat([Q.P, Q.C], 1)
-        self.At, self.Gt = Q.C[:, :p].mT.contiguous(), Q.C[:, p:].mT.contiguous()
+        self.A, self.G = Q.C[:, :p], Q.C[:, p:]
         self.e = torch.cat([Q.d[:, p:], -Q.lo, Q.hi], 1) if self.boxes else Q.d[:, p:]
         self.dual_unit, self.row_unit, self.cost = 1 / (Q.c * Q.D), 1 / Q.E, Q.c.squeeze(-1)
         self.unit = torch.cat([self.row_unit[:, p:], Q.D, Q.D], 1) if self.boxes else self.row_unit[:, p:]
@@ -221,7 +221,7 @@ class Newton:
         x, y, z, s = at
         z = self.on(z)
         Px, Cx = mv(self.PC, x).split([self.n, p + self.m], 1)
-        Gz = mv(self.Gt, z[:, : self.m])
+        Gz = tmv(self.G, z[:, : self.m])
         Ez, parts = Gz, [Px, Gz]
         if self.boxes:
             lower, upper = self.box(z)
@@ -229,7 +229,7 @@ class Newton:
             parts += [upper - lower]
         rd = Px + Q.q + Ez
         if p:
-            Ay = mv(self.At, y)
+            Ay = tmv(self.A, y)
             rd, parts = rd + Ay, [*parts, Ay]
         ry = Cx[:, :p] - Q.d[:, :p]
         excess = self.on(self._E(x, Cx) - self.e)
