@@ -64,7 +64,8 @@ def qp(
     *options: object,
 ) -> tuple[Tensor, ...]:
     calls["qp"] += 1
-    on_failure, keep_factor = options[-2:]
+    on_failure = options[-2]
+    shapes = [t.shape for t in ops._qp_fake(P, q, G, h, A, b, lb, ub, *options)[13:]]
     n, m, p = q.shape[-1], 0 if h is None else h.shape[-1], 0 if b is None else b.shape[-1]
     cores = zip((P, q, G, h, A, b, lb, ub), ops.QP_CORES, strict=False)
     batch = torch.broadcast_shapes(*(t.shape[: t.dim() - core] for t, core in cores if t is not None))
@@ -117,8 +118,7 @@ def qp(
     x, y, z, z_box, s = x, y, z[..., :m], upper - lower, h - times(G, x)
     if on_failure == "nan":
         x, y, z, z_box, s = (torch.where(solved.unsqueeze(-1) & ~bad, t, torch.nan) for t in (x, y, z, z_box, s))
-    k = min(m + p, 2 * n)
-    state = q64.new_zeros(*batch, 2 * n + 2 * (m + p) + 2)
+    state = q64.new_zeros(shapes[0])
     state[..., : m + n + 1] = torch.cat([D[..., :m], D_box, (status == 1).unsqueeze(-1)], -1)
     counts = (status, torch.zeros_like(status), weak.sum(-1))
     rays = (torch.zeros_like(t) for t in (x, y, z, z_box))
@@ -127,8 +127,8 @@ def qp(
         *(t.contiguous() for t in counts),
         *(t.to(q.dtype).contiguous() for t in (share, *rays)),
         state,
-        q64.new_zeros(*batch, n * n + k * k + n + k if keep_factor else 0),
-        torch.zeros(*batch, k, dtype=torch.int64),
+        q64.new_zeros(shapes[1]),
+        torch.zeros(shapes[2], dtype=torch.int64),
     )
 
 
