@@ -4,9 +4,10 @@
 Each element has its own regularisation, steps and stopping test. One that has come to its verdict is stored and takes
 no further part; the arrays shrink when half of them have. An element is
 
-    solved            when the contract (unscaled residuals) and the scaled, purely relative residuals hold, infeasible
-    or unbounded when an iterate or its last step certifies it, stalled           when no residual has reached a new
-    best for 12 iterations, or 6 iterations after the contract was met,
+    solved      when the contract (unscaled residuals) and the scaled, purely relative residuals hold,
+    infeasible, or unbounded, when an iterate or its last step certifies it,
+    stalled     when neither a residual nor, while the gap is open, mu has reached a new best for 12 iterations,
+                or 6 iterations after the contract was met,
 
 and whatever the verdict but solved, what is returned is its best iterate.
 """
@@ -24,10 +25,7 @@ from ..status import Status
 from .certificate import farkas, ray
 from .newton import PROXIMAL, Newton, Point, Residuals, Rules, Scaled
 
-RHO_MIN, DELTA_MIN = (
-    1e-14,
-    1e-12,
-)  # floors of the proximal terms; rho 1e-12 already stalls LPs whose costs are 1e-9 after scaling
+RHO_MIN, DELTA_MIN = 1e-14, 1e-12  # floors of the proximal terms; rho 1e-12 stalls LPs whose scaled costs are 1e-9
 STALL, AFTER_CONTRACT = 12, 6  # iterations without progress, and iterations granted once the contract is met
 PROGRESS = 0.9  # a residual that falls below this part of its best makes progress
 STUCK = 0.8  # a residual that keeps more than this part of itself over a step may belong to a problem without solution
@@ -95,7 +93,7 @@ def iterate(
     )
     ids = torch.arange(B, device=device)
     running = torch.ones(B, dtype=torch.bool, device=device)
-    best, record = Best(at, infinite, infinite), infinite.expand(3, B)
+    best, record = Best(at, infinite, infinite), infinite.expand(4, B)
     idle, met = torch.zeros_like(ids), torch.zeros_like(ids)
     proximal = torch.full_like(problem.c, PROXIMAL)
     reference: Tensor | None = None
@@ -104,7 +102,8 @@ def iterate(
     for k in range(rules.max_iter + 1):
         r = newton.measure(at)
         big = r.worst.amax(0)
-        floored = r.worst.clamp(min=0.1 * rules.relative)
+        open_mu = torch.where(r.worst[2] > rules.relative, r.mu, 0.0)
+        floored = torch.cat([r.worst.clamp(min=0.1 * rules.relative), open_mu.unsqueeze(0)])
         idle = (idle + 1) * ~(floored < PROGRESS * record).any(0)
         record = torch.minimum(record, floored)
         contract_met = r.contract <= 1
