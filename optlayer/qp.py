@@ -10,11 +10,11 @@ from torch import Tensor
 from . import derivative
 from . import solvers as solvers  # importing it registers the engines
 from .errors import ProblemError, SettingsError
-from .problem import Problem, validate, working_dtype
+from .problem import FULL, Problem, validate, working_dtype
 from .settings import Settings
 from .solution import Factorisation, Point, Rule, Solution
 
-DEFAULTS = Settings()
+DEFAULTS = {dtype: Settings().resolve(dtype) for dtype in FULL}
 PARTS = ("x", "y", "z", "z_box")
 
 
@@ -80,13 +80,13 @@ def solve_qp(
         [0.6667, -0.3333, -0.3333]
     """
     problem = validate(P, q, G, h, A, b, lb, ub)
+    dtype = working_dtype(q)
     if settings is None:
-        settings = DEFAULTS
+        settings = DEFAULTS[dtype] if not overrides else Settings()
     elif not isinstance(settings, Settings):
         raise SettingsError(f"settings is {settings!r}, expected an optlayer.Settings")
     if overrides:
         settings = settings.override(**overrides)
-    dtype = working_dtype(q)
     settings = settings.resolve(dtype)
     warm = None if warm_start is None else _warm(warm_start, problem, dtype)
     raw = derivative.solve(*problem.tensors, warm, _options(settings))

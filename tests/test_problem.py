@@ -423,3 +423,18 @@ def test_validate_compiles_once_for_all_batch_sizes() -> None:
         given = arguments(batch=(size,), P=zeros(4, 4))
         assert total(given["P"], given["q"], given["G"], given["h"]).item() == -4
     assert counter.frame_count == 1
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_neither_checks_nor_residuals_wait_for_the_device() -> None:
+    problem, point = planted_qp(5, 4, 2, batch=(6,), bounds=True, device="cuda")
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        validate(*problem.tensors)
+        validate(None, problem.q, lb=-1.0, ub=1)
+        found = residuals(*problem.tensors, *point).within(1e-9, 1e-9)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert found.all()
