@@ -73,9 +73,9 @@ def test_the_factorisation_is_kept_only_where_something_differentiates(program, 
 def test_only_wanted_outer_products_are_formed(name, program, monkeypatch):
     formed = []
 
-    def outer(pairs, shape):
+    def outer(rows, columns, shape):
         formed.append(shape)
-        return original(pairs, shape)
+        return original(rows, columns, shape)
 
     original = variation.outer
     monkeypatch.setattr(variation, "outer", outer)

@@ -9,6 +9,7 @@ transpose, and they are all the mathematics that ``optlayer.derivative`` needs a
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -47,12 +48,14 @@ def pull(
     """
     (x, y, z), (ux, uy, uz) = w, u
     gradients: list[Tensor | None] = [None, None, None]
-    if wanted[0] and shapes[0] is not None and x is not None:
-        gradients[0] = outer([(ux, x / -2), (x, ux / -2)], shapes[0])
-    if wanted[1] and shapes[1] is not None and x is not None and z is not None:
-        gradients[1] = outer([(-z, ux), (-uz, x)], shapes[1])
-    if wanted[2] and shapes[2] is not None and x is not None and y is not None:
-        gradients[2] = outer([(-y, ux), (-uy, x)], shapes[2])
+    if x is None:
+        return gradients
+    columns = -torch.stack([ux, x], -2)  # the same for all three
+    for i, (v, uv) in enumerate(((x, ux), (z, uz), (y, uy))):
+        shape = shapes[i]
+        if wanted[i] and shape is not None and v is not None:
+            rows = torch.stack([v, uv], -2)
+            gradients[i] = outer(rows / 2 if i == 0 else rows, columns, shape)
     return gradients
 
 
@@ -63,26 +66,22 @@ def matvec(M: Tensor, v: Tensor) -> Tensor:
     return (M @ v.unsqueeze(-1)).squeeze(-1)
 
 
-def outer(pairs: Sequence[tuple[Tensor, Tensor]], shape: Size) -> Tensor:
-    """The sum of a b' over the pairs (a, b) and over every batch dimension that `shape` shares, as one matrix product.
+def outer(rows: Tensor, columns: Tensor, shape: Size) -> Tensor:
+    """rows' columns, (*batch, k, a) and (*batch, k, b) to (*batch, a, b), summed where `shape` is shared.
 
-    The pairs are stacked along the dimension that the product sums over, and the shared batch dimensions are moved next
-    to it: for a shared P the gradient is X'U + U'X at once, and no per-element matrix is formed.
+    One matrix product: the shared dimensions are moved next to the k that the product sums over.  For a shared P the
+    gradient is X'U + U'X at once, and no matrix per element is formed.
     """
-    rows = torch.stack([a for a, _ in pairs], -2)  # (*batch, pairs, rows)
-    cols = torch.stack([b for _, b in pairs], -2)  # (*batch, pairs, columns)
     batch = rows.dim() - 2
     lead = (1,) * (batch + 2 - len(shape)) + tuple(shape[:-2])
     shared = [i for i in range(batch) if lead[i] == 1 and rows.shape[i] != 1]
     if shared:
         kept = [i for i in range(batch) if i not in shared]
         order, sizes = (*kept, *shared, batch, batch + 1), [rows.shape[i] for i in kept]
-        terms = 1
-        for i in (*shared, batch):
-            terms = terms * rows.shape[i]
+        terms = math.prod(rows.shape[i] for i in (*shared, batch))
         rows = rows.permute(order).reshape(*sizes, terms, rows.shape[-1])
-        cols = cols.permute(order).reshape(*sizes, terms, cols.shape[-1])
-    return (rows.mT @ cols).reshape(shape)
+        columns = columns.permute(order).reshape(*sizes, terms, columns.shape[-1])
+    return (rows.mT @ columns).reshape(shape)
 
 
 def summed(t: Tensor, shape: Size | None, wanted: bool) -> Tensor | None:
