@@ -134,6 +134,8 @@ class QPLayer(nn.Module):
             if not size and found:
                 raise ProblemError(f"{rows} is 0 but there is {found}: expected neither {matrix} nor {side}")
         if self.feasible:
+            if not set(RIGHT_HAND_SIDES) & set(self.learned):
+                raise ProblemError("feasible=True needs a learned h, b, lb or ub, found none")
             for name in RIGHT_HAND_SIDES:
                 allowed = self.learned if name in ("h", "b") else (*self.learned, *self.constants)
                 if name in present and name not in allowed:

@@ -163,12 +163,16 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"n": 0}, "n, m, p are 0, 0, 0, expected n >= 1, m >= 0 and p >= 0"),
     ({"m": 3, "learned": ("P", "G")}, "m is 3 but of G and h there is ['G']: expected both"),
     ({"inputs": ("q", "b")}, "p is 0 but there is ['b']: expected neither A nor b"),
-    ({"m": 3, "feasible": True, "inputs": ("q", "h")}, "feasible=True needs h to be learned, found it as an input"),
+    ({"feasible": True, "constants": {"lb": 0.0}}, "feasible=True needs a learned h, b, lb or ub, found none"),
     (
-        {"p": 1, "feasible": True, "constants": {"b": torch.zeros(1)}},
+        {"m": 3, "p": 1, "feasible": True, "inputs": ("q", "h")},
+        "feasible=True needs h to be learned, found it as an input",
+    ),
+    (
+        {"m": 3, "p": 1, "feasible": True, "constants": {"b": torch.zeros(1)}},
         "feasible=True needs b to be learned, found it as a constant",
     ),
-    ({"feasible": True, "inputs": ("q", "lb")}, "feasible=True needs lb to be learned, found it as an input"),
+    ({"m": 3, "feasible": True, "inputs": ("q", "lb")}, "feasible=True needs lb to be learned, found it as an input"),
 ]
 
 
