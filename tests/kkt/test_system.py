@@ -1,0 +1,89 @@
+# SPDX-License-Identifier: Apache-2.0
+"""K u = r at a solution, for active, inactive and weakly active rows and bounds, against a dense solve."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from optlayer.kkt.scaling import equilibrate
+from optlayer.kkt.system import State, System
+
+f64 = torch.float64
+inf = torch.inf
+
+
+def example(unit: float = 1.0) -> tuple[Tensor, Tensor, State]:
+    """n = 5: one equality; rows active, inactive, weak; bounds active, weak, and three free. Two elements."""
+    B, n = 2, 5
+    L = torch.randn(B, n, n, dtype=f64)
+    P, C = unit * (L @ L.mT + torch.eye(n, dtype=f64)), torch.randn(B, 4, n, dtype=f64)
+    scaling = equilibrate(P, torch.ones(B, n, dtype=f64), C)
+    w = torch.tensor([inf, inf, 0, 0.7], dtype=f64).expand(B, 4)
+    w_box = torch.tensor([inf, 0.3, 0, 0, 0], dtype=f64).expand(B, n)
+    return P, C, State(scaling, w, w_box, torch.ones(B, 1, dtype=torch.bool))
+
+
+def dense(P: Tensor, C: Tensor, state: State) -> tuple[Tensor, Tensor]:
+    """K in the caller's units over (x, v, z_box) and the mask of the rows that are there."""
+    (D, E, c), w, w_box, _ = state
+    B, n, r = len(P), P.shape[-1], C.shape[-2]
+    w, w_box = w * E.square() / c, w_box / (c * D.square())
+    K = torch.zeros(B, 2 * n + r, 2 * n + r, dtype=f64)
+    K[:, :n, :n], K[:, n : n + r, :n], K[:, :n, n : n + r] = P, C, C.mT
+    K[:, :n, n + r :], K[:, n + r :, :n] = torch.eye(n, dtype=f64), torch.eye(n, dtype=f64)
+    K[:, n:, n:] -= torch.diag_embed(1 / torch.cat([w, w_box], 1).clamp(min=1e-300))
+    return K, torch.cat([torch.ones(B, n, dtype=torch.bool), w > 0, w_box > 0], 1)
+
+
+@pytest.mark.parametrize("unit", [1e-6, 1.0, 1e6])
+@pytest.mark.parametrize("columns", [1, 4])
+def test_solves_against_the_dense_matrix(unit: float, columns: int) -> None:
+    P, C, state = example(unit)
+    K, there = dense(P, C, state)
+    r = torch.randn(2, 14, columns, dtype=f64)
+    u = torch.cat(System(P, C, state).solve(r[:, :5], r[:, 5:9], r[:, 9:]), 1)
+    for e in range(2):
+        rows = there[e].nonzero().squeeze(-1)
+        expected = torch.zeros(14, columns, dtype=f64)
+        expected[rows] = torch.linalg.solve(K[e][rows][:, rows], r[e][rows])
+        # condition of the equilibrated K about 1e3
+        torch.testing.assert_close(u[e], expected, rtol=1e-9, atol=1e-10 * float(expected.abs().amax()))
+
+
+def test_inactive_rows_and_bounds_ignore_their_right_hand_side() -> None:
+    P, C, state = example()
+    system = System(P, C, state)
+    rx, rv, rb = torch.randn(2, 5, 1, dtype=f64), torch.randn(2, 4, 1, dtype=f64), torch.randn(2, 5, 1, dtype=f64)
+    one = system.solve(rx, rv, rb)
+    rv[:, 2], rb[:, 2:] = 1e9, -1e9
+    two = system.solve(rx, rv, rb)
+    assert all(torch.equal(a, b) for a, b in zip(one, two, strict=True))
+    assert (one[1][:, 2] == 0).all()
+    assert (one[2][:, 2:] == 0).all()
+    assert torch.equal(one[0][:, 0], rb[:, 0]), "an active bound moves its variable exactly"
+
+
+def test_state_and_factors_can_be_packed_and_make_the_same_system() -> None:
+    P, C, state = example()
+    system = System(P, C, state)
+    packed = state.pack()
+    assert packed.shape == (2, State.size(5, 4))
+    again = State.unpack(packed, 5, 4)
+    r = torch.randn(2, 5, 1, dtype=f64), torch.randn(2, 4, 1, dtype=f64), torch.randn(2, 5, 1, dtype=f64)
+    rebuilt = System(P, C, again)
+    kept = System(P, C, again, system.kernel.heavy, system.kernel.factors())
+    for a, b, c in zip(system.solve(*r), rebuilt.solve(*r), kept.solve(*r), strict=True):
+        assert torch.equal(a, b)
+        torch.testing.assert_close(a, c, rtol=1e-12, atol=1e-12)
+
+
+def test_redundant_active_rows_leave_x_determined() -> None:
+    """Three copies of one equality: K is singular, x is not."""
+    P, C = torch.eye(3, dtype=f64).expand(1, 3, 3), torch.ones(1, 3, 3, dtype=f64)
+    scaling = equilibrate(P, torch.zeros(1, 3, dtype=f64), C)
+    w, w_box = torch.full((1, 3), inf, dtype=f64), torch.zeros(1, 3, dtype=f64)
+    state = State(scaling, w, w_box, torch.ones(1, 1, dtype=torch.bool))
+    zero, one = torch.zeros(1, 3, 1, dtype=f64), torch.ones(1, 3, 1, dtype=f64)
+    ux, uv, _ = System(P, C, state).solve(zero, one, zero)
+    torch.testing.assert_close(ux, one / 3, rtol=1e-12, atol=0)
+    torch.testing.assert_close(uv.sum(1), torch.full((1, 1), -1 / 3, dtype=f64), rtol=1e-9, atol=0)
