@@ -115,7 +115,7 @@ class QPLayer(nn.Module):
 
     def _check_blocks(self, present: set[str]) -> None:
         groups = (("inputs", self.inputs), ("constants", self.constants), ("learned", self.learned))
-        for name in present - set(NAMES):
+        for name in sorted(present - set(NAMES)):
             raise ProblemError(f"{name!r} is no block of the problem, expected one of {', '.join(NAMES)}")
         for name in NAMES:
             homes = [group for group, names in groups for found in names if found == name]
@@ -123,6 +123,8 @@ class QPLayer(nn.Module):
                 raise ProblemError(f"{name} is listed in {' and in '.join(homes)}, expected in one place")
         if self.n < 1 or self.m < 0 or self.p < 0:
             raise ProblemError(f"n, m, p are {self.n}, {self.m}, {self.p}, expected n >= 1, m >= 0 and p >= 0")
+        if not 0 <= self.epsilon < math.inf:
+            raise ProblemError(f"epsilon is {self.epsilon}, expected a finite number >= 0")
         if "q" not in present:
             raise ProblemError(
                 "q is neither input nor constant nor learned, but it fixes the problem's dtype and device"
@@ -167,7 +169,7 @@ class QPLayer(nn.Module):
         """The data of the problem by name, for these inputs: the arguments of :func:`optlayer.solve_qp`."""
         blocks = {**given, **{name: getattr(self, name) for name in self.constants}}
         own = dict(self.named_parameters(recurse=False))
-        device = next(iter((*own.values(), *blocks.values()))).device.type
+        device = next((t.device.type for t in (*own.values(), *blocks.values()) if isinstance(t, Tensor)), "cpu")
         with full_precision(device):  # in half precision L L' may lose its positive eigenvalues, and G z0 its digits
             for name in self.learned:
                 if self._parameter_of(name) == name and name in own:

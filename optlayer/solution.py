@@ -90,11 +90,11 @@ class Solution:
         >>> solution = solve_qp(torch.eye(2, dtype=torch.float64), q, lb=0, ub=2)
         >>> solution
         Solution(batch=(), n=2, m=0, p=0, dtype=torch.float64, device=cpu)
-        >>> solution.x.tolist(), solution.z_box.tolist()
+        >>> solution.x.round(decimals=6).tolist(), solution.z_box.round(decimals=6).tolist()
         ([1.0, 2.0], [0.0, 1.0])
         >>> bool(solution.solved), bool(solution.is_optimal(1e-9, 0.0))
         (True, True)
-        >>> solution.jacobian("x", "ub").tolist()
+        >>> solution.jacobian("x", "ub").round(decimals=6).tolist()
         [[0.0, 0.0], [0.0, 1.0]]
     """
 

@@ -161,6 +161,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"learned": ("P", "q")}, "q is listed in inputs and in learned, expected in one place"),
     ({"inputs": (), "learned": ("P",)}, "q is neither input nor constant nor learned"),
     ({"n": 0}, "n, m, p are 0, 0, 0, expected n >= 1, m >= 0 and p >= 0"),
+    ({"epsilon": -1e-4}, "epsilon is -0.0001, expected a finite number >= 0"),
     ({"m": 3, "learned": ("P", "G")}, "m is 3 but of G and h there is ['G']: expected both"),
     ({"inputs": ("q", "b")}, "p is 0 but there is ['b']: expected neither A nor b"),
     ({"feasible": True, "constants": {"lb": 0.0}}, "feasible=True needs a learned h, b, lb or ub, found none"),
@@ -187,6 +188,8 @@ def test_wrong_inputs_are_refused() -> None:
     q, h = q_of(3), torch.ones(2, dtype=F64)
     with pytest.raises(ProblemError, match="3 inputs are given, expected 2: q, h"):
         layer(q, h, h)
+    with pytest.raises(ProblemError, match="h is a list, expected a torch.Tensor or None"):
+        layer(q, [1.0, 1.0])
     with pytest.raises(ProblemError, match="input h is missing"):
         layer(q)
     with pytest.raises(ProblemError, match="input 'q' is unknown or given twice, expected q, h once each"):
