@@ -256,7 +256,7 @@ def _close(problem: Problem, point: Point, skip: Tensor, eps: float, solved: Ten
     low, high = torch.full_like(y, -torch.inf), torch.full_like(y, torch.inf)
     for attempt in range(NEWTON_STEPS + 1):
         z = (wish - log_u).clamp(min=0)
-        log_x = wish - z
+        log_x = torch.minimum(wish, log_u)
         x = log_x.exp() if u is None else torch.where(z > 0, u, log_x.exp())
         excess = problem.row(x) - 1
         wrong = (excess.abs() > 4 * _eps(a)) & ~skip

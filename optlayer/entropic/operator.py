@@ -48,6 +48,10 @@ PIECE = 2**15
 # A cap that no probability can reach.
 NO_CAP = 2.0
 
+# A variable whose theta lies so many temperatures below the largest is zero; where the caps of the others do not let it
+# be, float64 cannot tell one such variable from the next, and the element fails.
+FARTHEST = 1e120
+
 
 class Columns(NamedTuple):
     """Outputs with one problem a column: (n, B) or (B,)."""
@@ -109,21 +113,22 @@ def _solve(theta: Tensor, tau: Tensor, caps: Tensor | None, rounding: float, eps
     """One problem a column: theta and caps (n, B), tau (B,), all float64; `rounding` is that of the caller's dtype."""
     invalid = ~(tau > 0) | tau.isinf() | (theta.isnan() | (theta == torch.inf)).any(0)
     removed = theta == -torch.inf
-    if caps is None:
-        infeasible = removed.all(0)
-    else:
+    infeasible, lost = removed.all(0), torch.zeros_like(invalid)
+    if caps is not None:
         invalid |= caps.isnan().any(0)
         caps = caps.clamp(max=NO_CAP)
         # The one way to be infeasible; its proof is the multiplier 1 on every cap and -1 on the sum.
-        room = torch.where(removed, 0, caps).sum(0)
-        infeasible = (caps < 0).any(0) | (room < 1 - 64 * rounding)
+        room, enough = torch.where(removed, 0, caps).sum(0), 1 - 64 * rounding
+        infeasible = (caps < 0).any(0) | (room < enough)
         caps = caps / room.clamp(max=1)  # caps that sum to 1 in the caller's precision do so here
         removed |= caps == 0
-    skip = invalid | infeasible
-    tau = torch.where(skip, 1, tau)
     shift = torch.where(removed, -torch.inf, theta).amax(0)
     a = (theta - shift) / tau
-    removed = removed | (a == -torch.inf)
+    removed = removed | (a < -FARTHEST)
+    if caps is not None:
+        lost = torch.where(removed, 0, caps).sum(0) < enough
+    skip = invalid | infeasible | lost
+    tau = torch.where(skip, 1, tau)
     aside = removed | skip
     problem = interior_point.Problem(
         torch.where(aside, 0, a),
@@ -139,10 +144,11 @@ def _solve(theta: Tensor, tau: Tensor, caps: Tensor | None, rounding: float, eps
         z, free = torch.where(shut, torch.inf, z), torch.where(shut, 0, free)
     y = tau * solution.y + shift
     x, log_x, y, z, residual = (t.masked_fill(skip, torch.nan) for t in (x, log_x, y, z, solution.residual))
-    free = torch.where(solution.solved, free, 1)
+    free = torch.where(solution.solved & ~skip, free, 1)
 
-    unsolved = torch.where(solution.iterations < max_iter, int(Status.NUMERICAL_ERROR), int(Status.MAX_ITERATIONS))
-    status = torch.where(solution.solved, int(Status.SOLVED), unsolved)
+    gave_up = lost | (solution.iterations < max_iter)
+    unsolved = torch.where(gave_up, int(Status.NUMERICAL_ERROR), int(Status.MAX_ITERATIONS))
+    status = torch.where(solution.solved & ~skip, int(Status.SOLVED), unsolved)
     status = status.masked_fill(infeasible, int(Status.PRIMAL_INFEASIBLE))
     status = status.masked_fill(invalid, int(Status.INVALID_DATA))
     return Columns(x, log_x, y, z, free, status, solution.iterations, residual)
