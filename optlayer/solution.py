@@ -70,7 +70,7 @@ class Solution:
         z: (*batch, m), multipliers of Gx <= h, >= 0.
         z_box: (*batch, n), multipliers of the bounds: < 0 at an active lower bound, > 0 at an active upper one, and 0
             where there is none.  Stationarity is Px + q + A'y + G'z + z_box = 0.
-        s: (*batch, m), the slack h - Gx, >= 0.
+        s: (*batch, m), the slack h - Gx, >= 0 to the accuracy asked for; +inf where h is.
         status: (*batch) int64, a :class:`optlayer.Status` each.
         iterations: (*batch) int64, interior point iterations.
         weakly_active: (*batch) int64, how many rows and bounds are active with a multiplier of zero.  Where there are

@@ -188,7 +188,7 @@ def test_wrong_inputs_are_refused() -> None:
     q, h = q_of(3), torch.ones(2, dtype=F64)
     with pytest.raises(ProblemError, match="3 inputs are given, expected 2: q, h"):
         layer(q, h, h)
-    with pytest.raises(ProblemError, match="h is a list, expected a torch.Tensor or None"):
+    with pytest.raises(ProblemError, match=r"h is a list, expected a torch.Tensor or None"):
         layer(q, [1.0, 1.0])
     with pytest.raises(ProblemError, match="input h is missing"):
         layer(q)
