@@ -12,11 +12,11 @@ Both are opaque to autograd: their derivatives are stated in ``optlayer.derivati
                 x0, y0, z0, z_box0: a warm start, each may be None.
                 eps_abs, eps_rel, max_iter, backend, formulation, on_failure: the settings of a solve.
                 keep_factor: whether the factorisation is handed out; without it kkt_solve refactorises from `state`.
-    returns     x, y, z, z_box, s                       solution, multipliers and slack s = h - Gx
-                status, iterations, weakly_active       (*batch), int64
-                lower_share                             (*batch, n): the part of an active bound that is the lower one
-                ray_x, ray_y, ray_z, ray_box            certificates of infeasible and unbounded elements, zero elsewhere
-                state, factor, index                    what kkt_solve needs, in the engine's own layout
+    returns     x, y, z, z_box, s                    solution, multipliers and slack s = h - Gx
+                status, iterations, weakly_active    (*batch), int64
+                lower_share                          (*batch, n): the part of an active bound that is the lower one
+                ray_x, ray_y, ray_z, ray_box         certificates of infeasible and unbounded elements, zero elsewhere
+                state, factor, index                 what kkt_solve needs, in the engine's own layout
 
 ``optlayer::kkt_solve`` returns u = K^-1 r = (u_x, u_y, u_z, u_box) at the solution of such a program,
 
@@ -25,9 +25,9 @@ Both are opaque to autograd: their derivatives are stated in ``optlayer.derivati
           G  0  -D    0     ;
           I  0   0   -D_box ]      over the active rows and bounds; u = 0 on the inactive ones, whatever r is there.
 
-K is symmetric, so tangents and cotangents are solved alike.  The right-hand sides broadcast among each other and against
-the batch; dimensions to the left of the batch are further right-hand sides.  An element that has no solution gives u = 0
-when its r is exactly zero and NaN otherwise.
+K is symmetric, so tangents and cotangents are solved alike.  The right-hand sides broadcast among each other and
+against the batch; dimensions to the left of the batch are further right-hand sides.  An element that has no solution
+gives u = 0 when its r is exactly zero and NaN otherwise.
 """
 
 from __future__ import annotations
@@ -113,6 +113,16 @@ def _batch(tensors: Sequence[Tensor | None], cores: Sequence[int]) -> torch.Size
     return batch
 
 
+def packed_sizes(n: int, m: int, p: int) -> tuple[int, int, int]:
+    """Entries per element of `state`, `factor` and `index`, for n variables, m inequality and p equality rows.
+
+    torch keeps compiled graphs on disk under the operator's schema and does not notice a change of these sizes: a
+    release that changes them must change the schema too, or graphs compiled by the one before stop with an error.
+    """
+    k = torch.sym_min(p + m, 2 * n)
+    return 2 * n + 2 * (p + m) + 2, n * n + k * k, k
+
+
 def _qp_fake(
     P: Tensor | None,
     q: Tensor,
@@ -136,7 +146,7 @@ def _qp_fake(
 ) -> tuple[Tensor, ...]:
     batch = _batch((P, q, G, h, A, b, lb, ub, x0, y0, z0, z_box0), QP_CORES)
     n, m, p = q.shape[-1], 0 if h is None else h.shape[-1], 0 if b is None else b.shape[-1]
-    k = torch.sym_min(p + m, 2 * n)
+    in_state, in_factor, in_index = packed_sizes(n, m, p)
     primal = [q.new_empty(*batch, size) for size in (n, p, m, n, m)]
     counts = [q.new_empty(batch, dtype=torch.int64) for _ in range(3)]
     rays = [q.new_empty(*batch, size) for size in (n, p, m, n)]
@@ -145,9 +155,9 @@ def _qp_fake(
         *counts,
         q.new_empty(*batch, n),
         *rays,
-        q.new_empty(*batch, 2 * n + 2 * (p + m) + 2, dtype=torch.float64),
-        q.new_empty(*batch, n * n + k * k if keep_factor else 0, dtype=torch.float64),
-        q.new_empty(*batch, k, dtype=torch.int64),
+        q.new_empty(*batch, in_state, dtype=torch.float64),
+        q.new_empty(*batch, in_factor if keep_factor else 0, dtype=torch.float64),
+        q.new_empty(*batch, in_index, dtype=torch.int64),
     )
 
 
@@ -183,10 +193,11 @@ def map_batch(
 ) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
     """The vmap rule of a function whose leading dimensions broadcast.
 
-    The mapped dimension goes to the left of all batch dimensions; arguments that are not mapped stay as they are, so what
-    the elements share is never expanded.
+    The mapped dimension goes to the left of all batch dimensions; arguments that are not mapped stay as they are, so
+    what the elements share is never expanded.
 
-    Args: `cores` counts the trailing dimensions of each tensor argument that are not batch; further arguments are passed on.
+    Args: `cores` counts the trailing dimensions of each tensor argument that are not batch; further arguments are
+        passed on.
     Returns: the outputs and their mapped dimensions, all 0, as ``torch.library.register_vmap`` expects them.
     """
     tensors = [(t, d, core) for t, d, core in zip(args, in_dims, cores, strict=False) if isinstance(t, Tensor)]
