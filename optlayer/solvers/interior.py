@@ -6,7 +6,7 @@ no further part; the arrays shrink when half of them have. An element is
 
     solved      when the contract (unscaled residuals) and the scaled, purely relative residuals hold,
     infeasible, or unbounded, when an iterate or its last step certifies it,
-    stalled     when neither a residual nor, while the gap is open, mu has reached a new best for 12 iterations,
+    stalled     when in 12 iterations neither a residual nor, while the gap is open, mu has fallen by 10 %,
                 or 6 iterations after the contract was met,
 
 and whatever the verdict but solved, what is returned is its best iterate.
@@ -27,7 +27,7 @@ from .newton import PROXIMAL, Newton, Point, Residuals, Rules, Scaled
 
 RHO_MIN, DELTA_MIN = 1e-14, 1e-12  # floors of the proximal terms; rho 1e-12 stalls LPs whose scaled costs are 1e-9
 STALL, AFTER_CONTRACT = 12, 6  # iterations without progress, and iterations granted once the contract is met
-PROGRESS = 0.9  # a residual that falls below this part of its best makes progress
+PROGRESS = 0.9  # a residual that falls below this part of its record makes progress
 STUCK = 0.8  # a residual that keeps more than this part of itself over a step may belong to a problem without solution
 DIVERGED = 1e3  # scaled variables of this size may be on a ray
 WORTH_SHRINKING = 1 << 15  # entries of [P; C] from which on leaving finished elements behind pays for the copies
@@ -93,8 +93,9 @@ def iterate(
     )
     ids = torch.arange(B, device=device)
     running = torch.ones(B, dtype=torch.bool, device=device)
-    best, record = Best(at, infinite, infinite), infinite.expand(4, B)
-    idle, met = torch.zeros_like(ids), torch.zeros_like(ids)
+    best, met = Best(at, infinite, infinite), torch.zeros_like(ids)
+    history: list[Tensor] = []  # residuals and mu of the last STALL iterations; record: the least before them
+    record: Tensor | None = None
     proximal = torch.full_like(problem.c, PROXIMAL)
     reference: Tensor | None = None
     before: tuple[Point, Residuals] | None = None
@@ -103,16 +104,18 @@ def iterate(
         r = newton.measure(at)
         big = r.worst.amax(0)
         open_mu = torch.where(r.worst[2] > rules.relative, r.mu, 0.0)
-        floored = torch.cat([r.worst.clamp(min=0.1 * rules.relative), open_mu.unsqueeze(0)])
-        idle = (idle + 1) * ~(floored < PROGRESS * record).any(0)
-        record = torch.minimum(record, floored)
+        history.append(torch.cat([r.worst.clamp(min=0.1 * rules.relative), open_mu.unsqueeze(0)]))
         contract_met = r.contract <= 1
         met = met + (contract_met | (met > 0))
         best = best.or_(at, torch.maximum(r.contract, (big / rules.relative).clamp(max=1)), r.contract, running)
 
         solved = contract_met & (big <= rules.relative)
-        stalled = (idle >= STALL) | (met > AFTER_CONTRACT)
-        broken = ~(r.contract.isfinite() & ok)
+        stalled = met > AFTER_CONTRACT
+        if k >= STALL:
+            oldest = history.pop(0)
+            record = oldest if record is None else torch.minimum(record, oldest)
+            stalled = stalled | ~(torch.stack(history).amin(0) < PROGRESS * record).any(0)
+        broken = ~((r.contract < torch.inf) & ok)
         rays = _certify(newton, k, at, r, before, running & ~solved) if rules.infeasible else None
         ends = solved | stalled | broken | (k == rules.max_iter)
         if rays is not None:
@@ -138,8 +141,9 @@ def iterate(
             if left <= running.shape[0] // 2 and newton.PC.numel() > WORTH_SHRINKING:
                 keep = running.nonzero().squeeze(-1)
                 newton, best, at, r = newton.take(keep), best.take(keep), at.take(keep), r.take(keep)
-                ids, running, met, idle = ids[keep], running[keep], met[keep], idle[keep]
-                record, proximal = record[:, keep], proximal[keep]
+                ids, running, met, proximal = ids[keep], running[keep], met[keep], proximal[keep]
+                history = [t[:, keep] for t in history]
+                record = None if record is None else record[:, keep]
                 reference = None if reference is None else reference[keep]
 
         distance = r.mu if newton.alone is None else torch.where(newton.alone, r.worst[:2].amax(0), r.mu)
