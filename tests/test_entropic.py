@@ -233,6 +233,9 @@ def test_any_dimension(dim):
     assert_close(softmax(theta, dim=dim), torch.softmax(theta, dim))
     tau = 1 + uniform(*(k for i, k in enumerate(theta.shape) if i != dim % 3))
     assert_close(softmax(theta, tau, dim=dim), torch.softmax(theta / tau.unsqueeze(dim), dim))
+    square, caps = normal(3, 3), 0.35 + 0.2 * uniform(3)
+    columns = torch.stack([softmax(square[:, j], upper=caps[j]) for j in range(3)], 1)
+    assert_close(softmax(square, upper=caps, dim=0), columns)  # caps broadcast to theta, not along dim
     upper = 0.6 + 0.2 * uniform(3, 1)
     moved = softmax(theta.movedim(dim, -1), upper=upper.expand_as(theta).movedim(dim, -1))
     assert_close(softmax(theta, upper=upper, dim=dim), moved.movedim(-1, dim))

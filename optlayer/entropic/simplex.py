@@ -57,15 +57,14 @@ def softmax(
     _check_tensor("theta", theta)
     if theta.dim() == 0:
         raise ProblemError("theta has shape (), expected at least one dimension")
-    shape = theta.movedim(dim, -1).shape
+    last = theta.movedim(dim, -1)
     temperature = _as_tensor("temperature", temperature, theta)
-    upper = None if upper is None else _as_tensor("upper", upper, theta)
-    _check_broadcast("temperature", temperature, shape[:-1], "the shape of theta without dim")
+    _check_broadcast("temperature", temperature, last.shape[:-1], "the shape of theta without dim")
     if upper is not None:
+        upper = _as_tensor("upper", upper, theta)
         _check_broadcast("upper", upper, theta.shape, "the shape of theta")
-        upper = upper.expand(theta.shape).movedim(dim, -1) if upper.dim() and upper.shape != shape[-1:] else upper
-        upper = upper.expand(shape[-1]) if upper.dim() == 0 else upper
-    return solve_softmax(theta.movedim(dim, -1), temperature, upper).x.movedim(-1, dim)
+        upper = upper.expand(theta.shape).movedim(dim, -1)
+    return solve_softmax(last, temperature, upper).x.movedim(-1, dim)
 
 
 def solve_softmax(
