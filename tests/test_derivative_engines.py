@@ -9,7 +9,7 @@ from torch.autograd import gradcheck, gradgradcheck
 from torch.profiler import ProfilerActivity, profile
 
 from optlayer import ops
-from optlayer.derivative import linear, solve
+from optlayer.derivative import Raw, linear, solve
 
 pytestmark = quiet_torch
 
@@ -105,7 +105,7 @@ def test_the_state_alone_serves_a_backward_pass():
     """As in a graph that was exported without gradients and is differentiated afterwards."""
     blocks = tracked(regular(3)[0])
     raw = ops.qp(*blocks, *COLD, *OPTIONS, False)
-    assert raw[10 + 4].shape[-1] == 0
+    assert Raw(*raw).factor.shape[-1] == 0
     gradients = torch.autograd.grad(sum((t * t * t / 3 + t).sum() for t in raw[:5]), blocks)
     close(gradients, torch.autograd.grad(loss(*blocks), blocks), **TOLERANCE)
 
@@ -145,3 +145,18 @@ def test_an_iterate_that_is_not_a_solution_has_no_derivative():
     for g in torch.autograd.grad(raw.x, blocks, torch.ones_like(raw.x) * torch.tensor([[0.0], [1.0], [0.0]])):
         assert g[1].isnan().any()
         assert (g[[0, 2]] == 0).all()
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_a_cuda_device_gives_the_same_derivatives(dtype):
+    program = [t.to(dtype) for t in regular(3)[0]]
+    here, there = tracked(program), tracked([t.cuda() for t in program])
+    expected, gradients = torch.autograd.grad(loss(*here), here), torch.autograd.grad(loss(*there), there)
+    scale = max(float(g.abs().max()) for g in expected)
+    eps = 1e-8 if dtype == torch.float64 else 1e-4  # the accuracy of the solve, times the condition of the system
+    close([g.cpu() for g in gradients], expected, atol=eps * scale, rtol=eps)
+    tangents = torch.func.jvp(lambda q: outputs(there[0], q, *there[2:]), (there[1],), (there[1],))[1]
+    reference = torch.func.jvp(lambda q: outputs(here[0], q, *here[2:]), (here[1],), (here[1],))[1]
+    close([t.cpu() for t in tangents], reference, atol=eps * scale, rtol=eps)
