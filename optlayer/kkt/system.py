@@ -29,7 +29,7 @@ RHO = DELTA = 1e-12  # with them two refinements reach 5e-8 on the hardest deriv
 CAP = 1.0
 REFINEMENTS = 2
 WORTHWHILE = 0.7  # a refinement that leaves more than this of the residual is the last
-ROUNDING = 1e-14  # of the right-hand side: what is left may be rounding
+ROUNDING = 2e-15  # of the right-hand side: what is left is rounding. 1e-14 costs 1e-7 where cond(P) = 1e12
 
 
 class State(NamedTuple):

@@ -21,9 +21,7 @@ from . import reference
 from .newton import Rules
 
 CHUNK = 1 << 23  # entries of the KKT matrices that are worked on at once: larger batches go through piece by piece
-# relative accuracy of scaled residuals, and the least relative gap that proves infeasibility, by dtype of the data
-RELATIVE = {torch.float64: 1e-9, torch.float32: 1e-7}
-PROOF = {torch.float64: 1e-9, torch.float32: 5e-7}
+PROOF = {torch.float64: 1e-9, torch.float32: 5e-7}  # least relative gap that proves infeasibility, by dtype of the data
 
 
 def _qp(
@@ -51,7 +49,7 @@ def _qp(
     batch = _batch(arguments, ops.QP_CORES)
     B = batch.numel()
     n, m, p = q.shape[-1], 0 if h is None else h.shape[-1], 0 if b is None else b.shape[-1]
-    rules = Rules(eps_abs, eps_rel, max_iter, RELATIVE[q.dtype], PROOF[q.dtype])
+    rules = Rules(eps_abs, eps_rel, max_iter, PROOF[q.dtype], q.dtype)
     step = max(1, CHUNK // (n + m + p) ** 2)
     pieces = []
     for first in range(0, max(B, 1), step):
@@ -84,7 +82,9 @@ def _qp(
         if on_failure == "raise":
             raise SolverError(message)
         warnings.warn(message, RuntimeWarning, stacklevel=2)
-    x, y, z, z_box = out.x, out.v[:, :p], out.v[:, p:], out.z_box
+    # operators may not return two views of one storage, empty ones included
+    y, z, ray_y, ray_z = (t.clone() for v in (out.v, out.ray_v) for t in v.split([p, m], 1))
+    x, z_box = out.x, out.z_box
     s = _slack(q, G, h, x, batch)
     if on_failure == "nan":
         x, y, z, z_box = (t.masked_fill(failed.unsqueeze(-1), torch.nan) for t in (x, y, z, z_box))
@@ -93,10 +93,9 @@ def _qp(
     def shaped(t: Tensor, dtype: torch.dtype) -> Tensor:
         return t.to(dtype).reshape(batch + t.shape[1:]).contiguous()
 
-    real = (x, y, z, z_box)
-    rays = (out.ray_x, out.ray_v[:, :p], out.ray_v[:, p:], out.ray_box)
+    rays = (out.ray_x, ray_y, ray_z, out.ray_box)
     return (
-        *(shaped(t, q.dtype) for t in real),
+        *(shaped(t, q.dtype) for t in (x, y, z, z_box)),
         s,
         *(shaped(t, torch.int64) for t in (out.status, out.iterations, out.weak)),
         shaped(out.lower_share, q.dtype),
@@ -168,7 +167,8 @@ def _kkt_solve(
     def shaped(t: Tensor) -> Tensor:
         return t.permute(2, 0, 1).reshape(*batch, t.shape[1]).to(dtype).contiguous()
 
-    return shaped(ux), shaped(uv[:, :p]), shaped(uv[:, p:]), shaped(u_box)
+    uy, uz = (t.clone() for t in uv.split([p, m], 1))  # two storages: operators may not return two views of one
+    return shaped(ux), shaped(uy), shaped(uz), shaped(u_box)
 
 
 def _batch(tensors: Sequence[Tensor | None], cores: Sequence[int]) -> torch.Size:

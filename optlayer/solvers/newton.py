@@ -41,8 +41,9 @@ class Rules(NamedTuple):
     eps_abs: float
     eps_rel: float
     max_iter: int
-    relative: float  # bound on the scaled, purely relative residuals
-    proof: float  # least gap, relative to the data, that a certificate must prove
+    proof: float = 1e-9  # least gap, relative to the data, that a certificate must prove
+    dtype: torch.dtype = torch.float64  # of the answer: it is judged as rounded
+    relative: float = 1e-9  # bound on the scaled, purely relative residuals
     infeasible: float = 1e-9  # accuracy of certificates; 0 does not look for any
     elastic: float = 0.0  # 1: min 1/2 x'Px + q'x + |e|^2/2 s.t. Gx - e <= h, Ax - e = b
 

@@ -213,7 +213,11 @@ def _finish(
     good, rows = which[better], better.nonzero().squeeze(-1)
     x[good], v[good], z_box[good], merit[good] = face.x[rows], face.v[rows], face.z_box[rows], merit_polished[rows]
     v = torch.where(standard.live, v, 0.0)
-    rough = which[~better]
+    if rules.dtype != x.dtype:  # the answer is judged as it will be read
+        x, v, z_box = (t.to(rules.dtype).to(x.dtype) for t in (x, v, z_box))
+        rough = which
+    else:
+        rough = which[~better]
     if rough.numel():
         merit[rough] = _merit(problem.take(rough), p, rules, x[rough], v[rough], z_box[rough])
     met = merit <= 1

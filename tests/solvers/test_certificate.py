@@ -12,7 +12,7 @@ from optlayer.solvers.standard import Standard, standardise
 
 f64 = torch.float64
 inf = torch.inf
-RULES = Rules(eps_abs=1e-9, eps_rel=1e-9, max_iter=200, relative=1e-9, proof=1e-9)
+RULES = Rules(eps_abs=1e-9, eps_rel=1e-9, max_iter=200)
 
 
 def row(*values: float) -> Tensor:

@@ -13,7 +13,7 @@ from optlayer.solvers.standard import standardise
 from optlayer.status import Status
 
 f64 = torch.float64
-RULES = Rules(eps_abs=1e-9, eps_rel=1e-9, max_iter=200, relative=1e-9, proof=1e-9)
+RULES = Rules(eps_abs=1e-9, eps_rel=1e-9, max_iter=200)
 
 
 def program(B: int = 6, n: int = 5, p: int = 1, m: int = 6, boxes: bool = True) -> Program:

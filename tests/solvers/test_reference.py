@@ -10,7 +10,7 @@ from optlayer.solvers.newton import Rules
 from optlayer.status import Status
 
 f64 = torch.float64
-RULES = Rules(eps_abs=1e-9, eps_rel=1e-9, max_iter=200, relative=1e-9, proof=1e-9)
+RULES = Rules(eps_abs=1e-9, eps_rel=1e-9, max_iter=200)
 
 
 def random_program(B: int = 8, n: int = 6, p: int = 2, m: int = 5, condition: float = 1.0) -> Program:
