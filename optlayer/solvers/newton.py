@@ -167,8 +167,9 @@ class Newton:
         return torch.cat([Cx[:, self.p :], -x, x], 1) if self.boxes else Cx[:, self.p :]
 
     def _factor(self, w: Tensor, rho: Tensor, delta: Tensor) -> GroupedFactor | RangeFactor:
-        equality = (1 / (delta + self.rules.elastic)).expand(-1, self.p)
-        rows = torch.cat([equality, w[:, : self.m]], 1)
+        rows = w[:, : self.m]
+        if self.p:
+            rows = torch.cat([(1 / (delta + self.rules.elastic)).expand(-1, self.p), rows], 1)
         if self.space is not None:
             return self.space.factor(rows)
         diagonal = rho.expand(-1, self.n)
@@ -286,13 +287,12 @@ class Newton:
             dx, dy, _, _ = direction(s)
             return Point(x + dx, y + dy, z, s), kernel.ok
 
-        def lengths(dz: Tensor, ds: Tensor) -> tuple[Tensor, Tensor]:
-            """The largest primal and dual steps up to 1 that keep s and z positive."""
-            primal = (ds / s).amin(-1, keepdim=True).clamp(max=-1).reciprocal().neg()
-            dual = (dz / z).amin(-1, keepdim=True).clamp(max=-1).reciprocal().neg()
+        def lengths(dz: Tensor, ds: Tensor) -> Tensor:
+            """The largest primal and dual steps (2, B, 1) up to 1 that keep s and z positive."""
+            worst = torch.stack([ds / s, dz / z]).amin(-1, keepdim=True)
             if self.rules.elastic:
-                primal = dual = torch.minimum(primal, dual)
-            return primal, dual
+                worst = worst.amin(0, keepdim=True).expand_as(worst)
+            return -1 / worst.clamp(max=-1)
 
         sz, mu = s * z, r.mu.unsqueeze(-1)
         dx, dy, dz, ds = direction(sz)
@@ -300,10 +300,10 @@ class Newton:
         affine = self.on((s + primal * ds) * (z + dual * dz)).sum(-1, keepdim=True) / self.count.unsqueeze(-1)
         sigma = (affine.clamp(min=0) / mu.clamp(min=1e-300)).pow(3).clamp(max=1)
         dx, dy, dz, ds = direction(sz + ds * dz - sigma * mu)
-        steps = torch.cat(lengths(dz, ds), 1)
+        steps = lengths(dz, ds)
         steps = steps * (STEP + (LONG_STEP - STEP) * (steps > LONG))
         if self.alone is not None:
             steps = steps.masked_fill(self.alone.unsqueeze(-1), 1.0)
-        primal, dual = steps.split(1, 1)
+        primal, dual = steps
         s, z = (s + primal * ds).clamp(min=TINY), (z + dual * dz).clamp(min=TINY)
         return Point(x + primal * dx, y + dual * dy, z, s), kernel.ok
