@@ -13,7 +13,7 @@ from torch import nn
 from optlayer.nn import QPLayer
 
 torch.manual_seed(0)
-disk, radius, goal, alpha, dt, steps = torch.zeros(2), 1.0, torch.tensor([2.0, 0.0]), 2.0, 0.1, 40
+disk, radius, goal, alpha, dt, steps = torch.zeros(2), 1.0, torch.tensor([2.0, 0.0]), 2.0, 0.2, 20
 start = torch.stack([torch.full((32,), -2.0), torch.linspace(-0.8, 0.8, 32)], 1)
 network = nn.Sequential(nn.Linear(2, 32), nn.Tanh(), nn.Linear(32, 2))
 safe = QPLayer(2, m=1, inputs=("q", "G", "h"), constants={"P": torch.eye(2), "lb": -1.0, "ub": 1.0})
