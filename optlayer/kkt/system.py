@@ -28,7 +28,8 @@ from .split import SplitFactor
 RHO = DELTA = 1e-12  # with them two refinements reach 5e-8 on the hardest derivatives; 1e-10 would need ten
 CAP = 1.0
 REFINEMENTS = 2
-WORTHWHILE = 0.7  # a refinement that leaves more than this of the residual is the last
+WORTHWHILE = 0.7  # a refinement that leaves more than this of the residual is the last,
+SLOWER = 1e3  # and one that gains so many times less than the one before: it has met rounding
 ROUNDING = 2e-15  # of the right-hand side: what is left is rounding. 1e-14 costs 1e-7 where cond(P) = 1e12
 
 
@@ -104,13 +105,17 @@ class System:
         )
         size = torch.cat([cD * rx, torch.where(there, E * rv, 0.0)], 1).abs().amax(1, keepdim=True)
         best, bx, bv, going = torch.full_like(size, torch.inf), ux, uv, torch.ones_like(size, dtype=torch.bool)
+        rate = best
         for k in range(refinements + 2):
             a = cD * (rx - mm(self.P, ux) - mm(self.C.mT, uv) - stiffness * (ux - r_box))
             b = torch.where(there, Et * (rv - mm(self.C, ux)) + softness * uv, 0.0)
             error = torch.cat([a, b / (1 + compliance)], 1).abs().amax(1, keepdim=True)
             better = going & (error < best)
             bx, bv = torch.where(better, ux, bx), torch.where(better, uv, bv)
-            going = better & ((error < WORTHWHILE * best) | (k == 1)) & (error > ROUNDING * size)
+            last, rate = rate, error / best
+            going = better & (error > ROUNDING * size)
+            if k > 1:
+                going = going & (rate < WORTHWHILE) & (rate < SLOWER * last)
             best = torch.where(better, error, best)
             if k == refinements + 1 or not going.any():
                 break
