@@ -27,14 +27,14 @@ from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
 
 from .errors import ProblemError
 from .problem import HUGE, Problem
-from .solution import Solution
+from .solution import Rule, Solution
 from .status import Status
 
 INF = float("inf")
@@ -245,7 +245,11 @@ def stack(instances: Sequence[Instance]) -> dict[str, Any]:
 
 
 def unstack(solution: Solution, instances: Sequence[Instance]) -> list[Solution]:
-    """The solution of each instance that :func:`stack` put into the batch, in its own shape, as if solved alone."""
+    """The solution of each instance that :func:`stack` put into the batch, in its own shape.
+
+    All of its values are those of the instance; only ``kkt`` and ``jacobian`` stay with the solution of the batch, whose
+    factorisation they use, and raise :class:`optlayer.ProblemError` here.
+    """
     alone = []
     for i, instance in enumerate(instances):
         cut = {"n": instance.n, "m": instance.m, "p": instance.p}
@@ -254,10 +258,15 @@ def unstack(solution: Solution, instances: Sequence[Instance]) -> list[Solution]
         certificate = type(ray)(*(getattr(ray, k)[i, : cut[SIZES[k]]] for k in ray._fields))
         counts = {k: getattr(solution, k)[i] for k in ("status", "iterations", "weakly_active")}
         problem = Problem(**instance.blocks)
-        alone.append(replace(solution, **parts, **counts, certificate=certificate, problem=problem))
+        alone.append(replace(solution, **parts, **counts, certificate=certificate, problem=problem, rule=BATCH_ONLY))
     return alone
 
 
+def _refuse(*_: Any) -> NoReturn:
+    raise ProblemError("the factorisation is that of the batch: ask the solution of the batch for kkt and jacobian")
+
+
+BATCH_ONLY = Rule(_refuse, _refuse)
 SIZES = {"x": "n", "y": "p", "z": "m", "z_box": "n", "s": "m"}
 
 

@@ -171,6 +171,16 @@ def test_a_padded_element_is_solved_as_if_alone() -> None:
             torch.testing.assert_close(getattr(solution, name), getattr(alone, name), rtol=0, atol=1e-7)
 
 
+def test_the_derivative_stays_with_the_batch() -> None:
+    batch = [stated(), Instance.from_rows("small", [[2.0]], [-6.0], [[1.0]], u=[1.0])]
+    together = solve_qp(**stack(batch))
+    # x = 1 is at its limit: it moves with h and not with q.
+    assert together.jacobian("x", "h")[1, 0, 0] == pytest.approx(1)
+    for ask in (lambda s: s.jacobian("x", "q"), lambda s: s.kkt.solve(r_x=s.x)):
+        with pytest.raises(ProblemError, match="ask the solution of the batch"):
+            ask(unstack(together, batch)[1])
+
+
 def test_the_certificate_of_a_padded_element_is_its_own() -> None:
     empty = Instance.from_rows("empty", [[1.0]], [0.0], [[1.0], [-1.0]], u=[-1.0, -1.0])
     batch = [empty, stated()]
