@@ -6,6 +6,7 @@ Importing this module registers the kernels.
 
 from __future__ import annotations
 
+import itertools
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -21,7 +22,8 @@ from ..status import Status
 from . import reference
 from .newton import Rules
 
-CHUNK = 1 << 23  # entries of the KKT matrices that are worked on at once: larger batches go through piece by piece
+# Entries of the KKT matrices that are worked on at once: a CPU's cache should hold them, a GPU should not run dry.
+CHUNK = {"cpu": 1 << 21, "cuda": 1 << 25}
 PROOF = {torch.float64: 1e-9, torch.float32: 5e-7}  # least relative gap that proves infeasibility, by dtype of the data
 
 
@@ -51,10 +53,8 @@ def _qp(
     B = batch.numel()
     n, m, p = q.shape[-1], 0 if h is None else h.shape[-1], 0 if b is None else b.shape[-1]
     rules = Rules(eps_abs, eps_rel, max_iter, PROOF[q.dtype], q.dtype)
-    step = max(1, CHUNK // (n + m + p) ** 2)
     pieces = []
-    for first in range(0, max(B, 1), step):
-        part = slice(first, min(first + step, B))
+    for part in _parts(B, (n + m + p) ** 2, q.device):
 
         def block(t: Tensor | None, *core: int, part: slice = part, fill: float = 0.0) -> Tensor:
             """The elements of this piece, float64, absent blocks filled in."""
@@ -152,9 +152,7 @@ def _kkt_solve(
     r = [columns(t) for t in rhs]
     values, kept = State.unpack(flat(state), n, p + m), factor.shape[-1] > 0
     out = []
-    step = max(1, CHUNK // (n + p + m) ** 2)
-    for first in range(0, max(B, 1), step):
-        i = slice(first, first + step)
+    for i in _parts(B, (n + m + p) ** 2, rx.device):
         part = State(type(values.scaling)(*(t[i] for t in values.scaling)), *(t[i] for t in values[1:]))
         system = System(M[i], C[i], part, *((flat(index)[i], flat(factor)[i]) if kept else ()))
         u = system.solve(r[0][i], torch.cat([r[1][i], r[2][i]], 1), r[3][i])
@@ -169,6 +167,13 @@ def _kkt_solve(
 
     uy, uz = uv.split([p, m], 1)
     return shaped(ux), shaped(uy), shaped(uz), shaped(u_box)
+
+
+def _parts(B: int, entries: int, device: torch.device) -> list[slice]:
+    """Slices of nearly equal length, at least one, of a batch of B matrices with so many entries."""
+    count = max(1, -(-B * entries // CHUNK.get(device.type, CHUNK["cuda"])))
+    edges = [B * i // count for i in range(count + 1)]
+    return [slice(a, b) for a, b in itertools.pairwise(edges) if b > a] or [slice(0, 0)]
 
 
 def _batch(tensors: Sequence[Tensor | None], cores: Sequence[int]) -> torch.Size:
