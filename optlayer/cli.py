@@ -20,7 +20,8 @@ import torch
 from . import __version__, demo, verify
 from .console import progress, table
 from .errors import ProblemError, SettingsError
-from .io import Instance, read, stack, unstack, write
+from .instance import Instance, stack, unstack
+from .io import read, write
 from .qp import solve_qp
 from .settings import Settings
 from .solution import Solution

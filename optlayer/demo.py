@@ -19,7 +19,8 @@ from torch import Tensor
 from . import verify
 from .console import progress, table
 from .hock_schittkowski import problems
-from .io import Instance, read, stack, unstack
+from .instance import Instance, stack, unstack
+from .io import read
 from .qp import solve_qp
 from .status import Status
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import torch
 
-from .io import INF, Instance
+from .instance import INF, Instance
 
 
 def problems(*names: str) -> list[Instance]:

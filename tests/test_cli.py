@@ -9,7 +9,7 @@ import pytest
 
 from optlayer import __version__
 from optlayer.cli import main
-from optlayer.io import INF
+from optlayer.instance import INF
 
 
 def save(path: Path, q: float, l: float, u: float) -> Path:

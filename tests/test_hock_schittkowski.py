@@ -4,7 +4,8 @@ import torch
 
 from optlayer import Status, solve_qp
 from optlayer.hock_schittkowski import COLLECTION, problems
-from optlayer.io import read, stack, unstack
+from optlayer.instance import stack, unstack
+from optlayer.io import read
 
 # The minimisers that the books print as fractions.
 MINIMISERS = {

@@ -7,19 +7,10 @@ import pytest
 import scipy.io
 import scipy.sparse
 import torch
+from mixed import LB, UB, C, L, P, Q, R, U, stated
 
-from optlayer import ProblemError, Status, solve_qp
-from optlayer.io import INF, Instance, read, stack, unstack, write
-
-# min x1^2 + x1 x2 + x2^2 + 3 x1 - 4 x2 + 7 over a row of each kind and a bound of each kind.
-P = [[2.0, 1.0, 0.0], [1.0, 2.0, 0.0], [0.0, 0.0, 0.0]]
-Q = [3.0, -4.0, 1.0]
-C = [[1.0, 1.0, 1.0], [1.0, -1.0, 0.0], [0.0, 1.0, 1.0], [1.0, 0.0, 2.0], [1.0, 2.0, 3.0]]
-L = [2.0, -INF, -1.0, -3.0, -INF]
-U = [2.0, 4.0, INF, 5.0, INF]
-LB = [-INF, 0.0, -2.0]
-UB = [INF, INF, 2.0]
-R = 7.0
+from optlayer import ProblemError, solve_qp
+from optlayer.io import read, write
 
 MPS = """NAME          MIXED
 {sense}ROWS
@@ -55,11 +46,6 @@ QUADOBJ
     X2        X2        2.0
 ENDATA
 """
-
-
-def stated(**changes: object) -> Instance:
-    """The problem above as an instance."""
-    return Instance.from_rows("mixed", P, Q, C, L, U, LB, UB, **{"r": R, **changes})
 
 
 def save_npz(path: Path, **changes: object) -> Path:
@@ -99,16 +85,6 @@ def test_every_format_states_the_same_problem(name: str, tmp_path: Path) -> None
     assert np.isnan(found.optimum) == (name != "mixed.npz")
 
 
-def test_the_standard_form_has_the_feasible_set_of_the_rows() -> None:
-    instance = stated()
-    assert instance.shape == (3, 4, 1)
-    rows, l, u = (torch.tensor(t, dtype=torch.float64) for t in (C, L, U))
-    for x in torch.randn(100, 3, dtype=torch.float64):
-        violation = torch.maximum(l - rows @ x, rows @ x - u).clamp(min=0).max()
-        standard = torch.cat([(instance.G @ x - instance.h).clamp(min=0), (instance.A @ x - instance.b).abs()]).max()
-        assert standard == violation
-
-
 def test_a_maximisation_is_the_minimisation_of_the_negative(tmp_path: Path) -> None:
     up = read(save_mps(tmp_path / "up.mps", sense="OBJSENSE\n    MAX\n"))
     down = stated()
@@ -117,19 +93,6 @@ def test_a_maximisation_is_the_minimisation_of_the_negative(tmp_path: Path) -> N
     x = torch.tensor([1.0, 2.0, 3.0], dtype=torch.float64)
     value = float(0.5 * x @ up.P @ x + up.q @ x)
     assert up.objective(value) == pytest.approx(down.objective(-value)) == 1 + 2 + 4 + 3 - 8 + 3 + 7
-
-
-def test_blocks_that_say_nothing_are_absent() -> None:
-    instance = Instance.from_rows("free", None, [1.0, 2.0], [[1.0, 1.0]], l=[-1e20], u=[1e30])
-    assert instance.shape == (2, 0, 0)
-    assert {name for name, block in instance.blocks.items() if block is not None} == {"q"}
-
-
-def test_limits_that_cross_or_are_no_number_reach_the_solver() -> None:
-    crossing = Instance.from_rows("crossing", [[1.0]], [0.0], [[1.0]], l=[2.0], u=[1.0])
-    assert solve_qp(**crossing.blocks).status == Status.PRIMAL_INFEASIBLE
-    broken = Instance.from_rows("broken", [[1.0]], [0.0], [[1.0]], l=[float("nan")], u=[1.0])
-    assert solve_qp(**broken.blocks).status == Status.INVALID_DATA
 
 
 def test_values_at_one_place_add_up(tmp_path: Path) -> None:
@@ -154,47 +117,6 @@ def test_a_solution_file_is_optimal_in_the_units_of_the_problem_file(tmp_path: P
             assert Cx[i] == pytest.approx(U[i])
         if multiplier < -1e-6:
             assert Cx[i] == pytest.approx(L[i])
-
-
-def test_a_padded_element_is_solved_as_if_alone() -> None:
-    small = Instance.from_rows("small", [[2.0]], [-6.0], [[1.0]], u=[1.0])
-    fixed = Instance.from_rows("fixed", None, [1.0, 1.0], [[1.0, 1.0]], [1.0], [1.0], lb=[0.0, 0.25])
-    batch = [stated(), small, fixed]
-    together = solve_qp(**stack(batch))
-    assert together.x.shape == (3, 3)
-    for instance, solution in zip(batch, unstack(together, batch), strict=True):
-        alone = solve_qp(**instance.blocks)
-        assert solution.status == alone.status == Status.SOLVED
-        assert solution.is_optimal()
-        for name in ("x", "y", "z", "z_box", "s"):
-            # Solutions are unique here; two solves to 1e-9 of problems with conditions below 100.
-            torch.testing.assert_close(getattr(solution, name), getattr(alone, name), rtol=0, atol=1e-7)
-
-
-def test_the_derivative_stays_with_the_batch() -> None:
-    batch = [stated(), Instance.from_rows("small", [[2.0]], [-6.0], [[1.0]], u=[1.0])]
-    together = solve_qp(**stack(batch))
-    # x = 1 is at its limit: it moves with h and not with q.
-    assert together.jacobian("x", "h")[1, 0, 0] == pytest.approx(1)
-    for ask in (lambda s: s.jacobian("x", "q"), lambda s: s.kkt.solve(r_x=s.x)):
-        with pytest.raises(ProblemError, match="ask the solution of the batch"):
-            ask(unstack(together, batch)[1])
-
-
-def test_the_certificate_of_a_padded_element_is_its_own() -> None:
-    empty = Instance.from_rows("empty", [[1.0]], [0.0], [[1.0], [-1.0]], u=[-1.0, -1.0])
-    batch = [empty, stated()]
-    first, second = unstack(solve_qp(**stack(batch)), batch)
-    assert first.status == Status.PRIMAL_INFEASIBLE and second.status == Status.SOLVED
-    z = first.certificate.z
-    assert z.shape == (2,) and (z >= 0).all()
-    assert z @ empty.h == pytest.approx(-1)
-    assert z @ empty.G == pytest.approx(0, abs=1e-9)
-
-
-def test_stacking_nothing_raises() -> None:
-    with pytest.raises(ProblemError, match="no instance"):
-        stack([])
 
 
 def test_what_is_wrong_with_a_file_is_said(tmp_path: Path) -> None:

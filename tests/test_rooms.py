@@ -26,6 +26,7 @@ ROOMS = [
     "entropic",
     "nn",
     "testing",
+    "instance",
     "io",
     "hock_schittkowski",
     "console",
