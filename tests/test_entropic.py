@@ -362,6 +362,35 @@ def test_differences_beyond_all_numbers():
     assert solve_softmax(theta, 1.0, double([0.5, 0.5, 0.5])).status == Status.NUMERICAL_ERROR
 
 
+def test_ties_and_caps_of_zero_are_ordinary():
+    """Thousands of problems whose theta are integer multiples of a scale, with caps of zero among the others."""
+    for n in (4, 8, 12, 20):
+        theta, upper = normal(5000, n, seed=n).round() * 10 ** (4 * uniform(5000, 1)), uniform(5000, n, seed=1)
+        upper = torch.where(uniform(5000, n, seed=2) < 0.3, 0.0, upper * (2 + 10 * uniform(5000, 1, seed=3)) / n)
+        room = upper.sum(-1) > 1
+        solution = solve_softmax(theta[room], 1.0, upper[room])
+        assert room.sum() > 1000 and solution.solved.all() and solution.iterations.max() <= 40
+
+
+def test_a_problem_on_which_predictor_and_corrector_run_in_a_circle():
+    """Without iterations that only centre, these data lead round eight points for ever."""
+    theta = 3034.5330 * double([0, -1, 1, 0, 1, 1, 1, 0, 1, 1, 1, 0])
+    caps = [0.2999994158744812, 0.013843840919435024, 0.20608074963092804, 0.2267398238182068, 0.12534648180007935]
+    upper = double([0, 0, caps[0], 0, 0, caps[1], 0, *caps[2:], 0, 0.19257262349128723])
+    solution = solve_softmax(theta, 1.0, upper)
+    assert solution.solved and solution.iterations <= 30
+    assert_close(solution.x, capped(theta[None], upper[None])[0])
+
+
+def test_a_slope_that_jumps_by_thirteen_orders_of_magnitude():
+    """x_0 leaves its cap of 1 by the 2e-14 that the others take: c'x falls 1e13 times as fast beyond that point."""
+    theta = double([31.406508616703974, 0.0, 15.703254308351987, -15.703254308351987])
+    solution = solve_softmax(theta, 1.0, double([1.0, 1.0, 0.0, 1.0]))
+    theta[2] = -torch.inf
+    assert_close(solution.x, torch.softmax(theta, -1))
+    assert_close(solution.log_x, torch.log_softmax(theta, -1), atol=1e-13)
+
+
 # ---- failures and options --------------------------------------------------------------------------------------------
 
 

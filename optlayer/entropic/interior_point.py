@@ -31,7 +31,7 @@ from torch import Tensor
 
 STEP = 0.995  # of the way to the nearest bound
 SHORTEST = 1e-6  # the smallest fall of mu in the predictor that is believed
-RECENTRE = 8  # one iteration in so many aims at the centre: without it, rarely, the iterates run in a circle
+CENTRING = 0.5  # sigma of an iteration that only centres
 NEWTON_STEPS = 40  # of the closing, where one or two are the rule
 
 
@@ -126,8 +126,17 @@ def solve(problem: Problem, skip: Tensor, eps: float, max_iter: int) -> Solution
         if iteration == max_iter or not bool(live.any()):
             break
         iterations = iterations + live
-        point = _step(problem, point, residuals, live, recentre=iteration % RECENTRE == RECENTRE - 1)
+        point = _step(problem, point, residuals, live, centring=_is_centring(iteration))
     return _close(problem, point, skip, eps, solved, iterations)
+
+
+def _is_centring(iteration: int) -> bool:
+    """Every fifth iteration from the tenth on, and every second one after a hundred.
+
+    Without them one problem in a few hundred thousand runs in a circle of predictors and correctors.
+    """
+    period = 5 if iteration < 100 else 2
+    return iteration > 5 and iteration % period == period - 1
 
 
 def _eps(like: Tensor) -> float:
@@ -197,12 +206,12 @@ class System:
         return xi - self.inverse * self.problem.column(repair), l + repair
 
 
-def _step(problem: Problem, point: Point, residuals: Residuals, live: Tensor, recentre: bool) -> Point:
+def _step(problem: Problem, point: Point, residuals: Residuals, live: Tensor, centring: bool) -> Point:
     """Mehrotra's predictor and corrector with one common step length.
 
     Steps are relative: p stands for dx / x and ds / s, d for dv / v and dz / z.  The complementarity conditions read
     p + d = k, with k = -1 in the predictor and, in the corrector, k = sigma mu / product - 1 - p d with p, d of the
-    predictor.
+    predictor.  A step that only centres has k = sigma mu / product - 1.
     """
     n, (primal, dual, y) = problem.a.shape[0], point
     system = System(problem, point)
@@ -219,11 +228,15 @@ def _step(problem: Problem, point: Point, residuals: Residuals, live: Tensor, re
 
     products = primal * dual
     mu = products.mean(0)
-    p, d, _ = direction(torch.full_like(products, -1))
-    length = _length(p, d)
-    ahead = (products * (1 + length * p) * (1 + length * d)).mean(0)
-    sigma = (ahead / mu).clamp(SHORTEST, 1) ** (0.5 if recentre else 2)
-    p, d, l = direction(sigma * mu / products - 1 - p * d)
+    if centring:
+        k = CENTRING * mu / products - 1
+    else:
+        p, d, _ = direction(torch.full_like(products, -1))
+        length = _length(p, d)
+        ahead = (products * (1 + length * p) * (1 + length * d)).mean(0)
+        sigma = (ahead / mu).clamp(SHORTEST, 1) ** 2
+        k = sigma * mu / products - 1 - p * d
+    p, d, l = direction(k)
     length = STEP * _length(p, d)
     return Point(
         torch.where(live, primal * (1 + length * p), primal),
@@ -263,7 +276,7 @@ def _close(problem: Problem, point: Point, skip: Tensor, eps: float, solved: Ten
         if attempt == NEWTON_STEPS or not bool(wrong.any()):
             break
         low, high = torch.where(excess > 0, 0, low), torch.where(excess < 0, 0, high)
-        step = _newton(problem, x, z, excess)
+        step = _newton(problem, x, z, excess, high)
         step = torch.where((step > low) & (step < high), step, (low + high) / 2)
         step = torch.where(wrong, step, 0)
         y, wish, low, high = y + step, wish - problem.column(step), low - step, high - step
@@ -281,11 +294,13 @@ def _close(problem: Problem, point: Point, skip: Tensor, eps: float, solved: Ten
     return Solution(x, log_x, y, z, free, solved, residual, iterations)
 
 
-def _newton(problem: Problem, x: Tensor, z: Tensor, excess: Tensor) -> Tensor:
+def _newton(problem: Problem, x: Tensor, z: Tensor, excess: Tensor, high: Tensor) -> Tensor:
     """The Newton step on c'x = 1, of length 2 at most.
 
-    Where every variable is at its cap and together they exceed 1, there is no slope: on to where the first leaves it.
+    The slope of c'x, which is that of the free variables, grows where a variable leaves its cap.  Newton may overshoot
+    there; where it has (high is finite), and where there is no slope, go no farther than to where the next one leaves.
     """
     slope = problem.row(problem.column(torch.where(z > 0, 0, x)))
-    first = torch.where(z > 0, z, torch.inf).amin(0) * (1 + 4 * _eps(z)) + _eps(z)
-    return torch.where(slope > 0, (excess / slope).clamp(-2, 2), first)
+    next_free = torch.where(z > 0, z, torch.inf).amin(0) * (1 + 4 * _eps(z)) + _eps(z)
+    step = torch.where(slope > 0, (excess / slope).clamp(-2, 2), torch.where(excess > 0, torch.inf, -2.0))
+    return torch.where((slope > 0) & high.isinf(), step, torch.minimum(step, next_free))
