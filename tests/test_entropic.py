@@ -372,13 +372,13 @@ def test_ties_and_caps_of_zero_are_ordinary():
         assert room.sum() > 1000 and solution.solved.all() and solution.iterations.max() <= 40
 
 
-def test_a_problem_on_which_predictor_and_corrector_run_in_a_circle():
-    """Without iterations that only centre, these data lead round eight points for ever."""
+def test_a_problem_on_which_predictor_and_corrector_nearly_run_in_a_circle():
+    """Without iterations that only centre it takes 39."""
     theta = 3034.5330 * double([0, -1, 1, 0, 1, 1, 1, 0, 1, 1, 1, 0])
     caps = [0.2999994158744812, 0.013843840919435024, 0.20608074963092804, 0.2267398238182068, 0.12534648180007935]
     upper = double([0, 0, caps[0], 0, 0, caps[1], 0, *caps[2:], 0, 0.19257262349128723])
     solution = solve_softmax(theta, 1.0, upper)
-    assert solution.solved and solution.iterations <= 30
+    assert solution.solved and solution.iterations <= 25
     assert_close(solution.x, capped(theta[None], upper[None])[0])
 
 
