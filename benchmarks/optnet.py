@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The time of a batch of OptNet's QPs, forward and forward + backward, beside qpth's.
 
-    python -m benchmarks.optnet [--batch 128] [--sizes 10,50,100] [--threads 1,2] [--repeats 5]
+    python -m benchmarks.optnet [--batch 128] [--sizes 10,50,100] [--threads 1,2] [--repeats 15]
 
 The recipe of OptNet's own benchmark (ICML 2017): L ~ U(0, 1), Q = LL' + 1e-3 I, G ~ N(0, 1), h = G z0 + s0 with z0 ~
 N(0, 1), s0 ~ U(0, 1), p ~ N(0, 1), n = m, no equalities, float64; backward of sum(x) by Q, p, G and h. qpth runs at
@@ -105,7 +105,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--sizes", default="10,50,100")
     parser.add_argument("--threads", default="1,2")
-    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--repeats", type=int, default=15)
     options = parser.parse_args()
     warnings.filterwarnings("ignore", module="qpth")
     times: list[list[Any]] = []
