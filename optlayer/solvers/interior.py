@@ -46,6 +46,22 @@ class Outcome(NamedTuple):
     ray_x: Tensor
     ray_v: Tensor
 
+    @classmethod
+    def none(cls, problem: Scaled, at: Point) -> Outcome:
+        """Nothing has ended yet."""
+        status = torch.zeros(at.x.shape[0], dtype=torch.int64, device=at.x.device)
+        contract = at.x.new_full(status.shape, torch.inf)
+        return cls(at, status, status, contract, torch.zeros_like(at.x), torch.zeros_like(problem.d))
+
+    def take(self, index: Tensor) -> Outcome:
+        """Some elements of the batch."""
+        return Outcome(self.point.take(index), *(t[index] for t in self[1:]))
+
+    def store(self, where: Tensor, part: Outcome) -> None:
+        """Overwrite some elements, in place."""
+        for whole, piece in zip((*self.point, *self[1:]), (*part.point, *part[1:]), strict=True):
+            whole[where] = piece
+
 
 class Best(NamedTuple):
     """The best iterate so far and what makes it so."""
@@ -83,14 +99,8 @@ def iterate(
     at = newton.start(warm)
     B, device = problem.q.shape[0], problem.q.device
     infinite = problem.q.new_full((B,), torch.inf)
-    out = Outcome(
-        Point(*(t.clone() for t in at)),
-        torch.full((B,), int(Status.MAX_ITERATIONS), device=device),
-        torch.zeros(B, dtype=torch.int64, device=device),
-        infinite.clone(),
-        torch.zeros_like(problem.q),
-        torch.zeros_like(problem.d),
-    )
+    out: Outcome | None = None  # of the whole batch, once the arrays have shrunk; here: of those still in the arrays
+    here = Outcome.none(problem, at)
     ids = torch.arange(B, device=device)
     running = torch.ones(B, dtype=torch.bool, device=device)
     best, met = Best(at, infinite, infinite), torch.zeros_like(ids)
@@ -120,26 +130,36 @@ def iterate(
         ends = solved | stalled | broken | (k == rules.max_iter)
         if rays is not None:
             ends = ends | (rays.status > 0)
-        ended = (running & ends).nonzero().squeeze(-1)
-        if ended.numel():
+        ended = running & ends
+        if ended.any():
             verdict = torch.full_like(ids, int(Status.MAX_ITERATIONS))
             verdict = verdict.masked_fill(broken, int(Status.NUMERICAL_ERROR))
             verdict = verdict.masked_fill(stalled, int(Status.INSUFFICIENT_PROGRESS))
             if rays is not None:
                 verdict = torch.where(rays.status > 0, rays.status, verdict)
-                out.ray_x[ids[ended]], out.ray_v[ids[ended]] = rays.x[ended], rays.v[ended]
+                certified = (ended & (rays.status > 0)).unsqueeze(-1)
+                here = here._replace(
+                    ray_x=torch.where(certified, rays.x, here.ray_x), ray_v=torch.where(certified, rays.v, here.ray_v)
+                )
             verdict = verdict.masked_fill(solved, int(Status.SOLVED))
-            where = ids[ended]
-            for store, value in zip(out.point, at.where(solved, best.point).take(ended), strict=True):
-                store[where] = value
-            out.status[where], out.iterations[where] = verdict[ended], k
-            out.contract[where] = torch.where(solved, r.contract, best.contract)[ended]
+            last = at if (solved | ~ended).all() else at.where(solved, best.point)
+            here = here._replace(
+                point=last.where(ended, here.point),
+                status=torch.where(ended, verdict, here.status),
+                iterations=here.iterations.masked_fill(ended, k),
+                contract=torch.where(ended, torch.where(solved, r.contract, best.contract), here.contract),
+            )
             running = running & ~ends
             left = int(running.sum())
             if left == 0:
                 break
             if left <= running.shape[0] // 2 and newton.PC.numel() > WORTH_SHRINKING:
                 keep = running.nonzero().squeeze(-1)
+                if out is None:
+                    out = here
+                else:
+                    out.store(ids, here)
+                here = here.take(keep)
                 newton, best, at, r = newton.take(keep), best.take(keep), at.take(keep), r.take(keep)
                 ids, running, met, proximal = ids[keep], running[keep], met[keep], proximal[keep]
                 history = [t[:, keep] for t in history]
@@ -151,6 +171,9 @@ def iterate(
         proximal = torch.minimum(proximal, PROXIMAL * (distance / reference).unsqueeze(-1))
         before = (at, r)
         at, ok = newton.advance(at, r, proximal.clamp(min=RHO_MIN), proximal.clamp(min=DELTA_MIN))
+    if out is None:
+        return here
+    out.store(ids, here)
     return out
 
 
