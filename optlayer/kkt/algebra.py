@@ -6,11 +6,26 @@ Shapes: matrices are (B, rows, cols), vectors (B, k), and a block of R right-han
 
 from __future__ import annotations
 
+from typing import Any, TypeVar, cast
+
 import torch
 from torch import Tensor
 
+Record = TypeVar("Record")
+
 # Relative enlargements of the diagonal of a matrix whose Cholesky factorisation breaks down by rounding.
 BUMPS = (1e-14, 1e-12, 1e-10, 1e-8)
+
+
+def take(record: Record, index: Tensor) -> Record:
+    """Some elements of the batch of every tensor in a record: a tensor, a NamedTuple of records, or None."""
+
+    def chosen(part: Any) -> Any:
+        if isinstance(part, Tensor):
+            return part[index]
+        return type(part)(*map(chosen, part)) if isinstance(part, tuple) else part
+
+    return cast(Record, chosen(record))
 
 
 def mv(M: Tensor, x: Tensor) -> Tensor:

@@ -22,7 +22,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .algebra import mv, norm
+from .algebra import mv, norm, take
 from .program import Program
 from .scaling import Scaling
 from .split import SplitFactor
@@ -45,10 +45,6 @@ class Interior(NamedTuple):
     z_upper: Tensor
     s_upper: Tensor
 
-    def take(self, index: Tensor) -> Interior:
-        """Some elements of the batch."""
-        return Interior(*(t[index] for t in self))
-
 
 class Face(NamedTuple):
     """A point in the caller's units, and the system there.
@@ -66,94 +62,139 @@ class Face(NamedTuple):
     factors: Tensor | None
 
 
+class Trial(NamedTuple):
+    """A guess at the active set, and all that is needed to try it.
+
+    rows (B, r), lower and upper (B, n) are active; z_size and s_size (B, 1) the units of multipliers and slacks.
+    """
+
+    problem: Program
+    scaling: Scaling
+    live: Tensor
+    interior: Interior
+    z_size: Tensor
+    s_size: Tensor
+    rows: Tensor
+    lower: Tensor
+    upper: Tensor
+
+
+class Attempt(NamedTuple):
+    """What a trial gave: the face's point and weights, which guesses have the wrong sign, which are in doubt."""
+
+    x: Tensor
+    v: Tensor
+    z_box: Tensor
+    w: Tensor
+    w_box: Tensor
+    wrong_rows: Tensor
+    wrong_lower: Tensor
+    wrong_upper: Tensor
+    doubtful_rows: Tensor
+    doubtful_box: Tensor
+    usable: Tensor
+    heavy: Tensor
+    factors: Tensor | None
+
+
 def polish(problem: Program, p: int, live: Tensor, scaling: Scaling, interior: Interior, keep: bool) -> Face:
     """Polish every element of a batch; live (B, r) masks the rows, `keep` asks for the factors."""
-    P, q, C, d, lb, ub = problem
     D, E, c = scaling
-    B, device = q.shape[0], q.device
-    n, r = C.shape[-1], C.shape[-2]
+    B, n, device = problem.q.shape[0], problem.q.shape[1], problem.q.device
+    r = problem.C.shape[1]
     equality = torch.arange(r, device=device) < p
-    fixed = lb == ub
-    x, v = D * interior.x, E * interior.v / c
-    forces = [c * D * q, c * D * mv(P, x), interior.v[:, p:] * live[:, p:], interior.z_lower, interior.z_upper]
-    z_size = norm(torch.cat(forces, 1)).clamp(min=1e-300).unsqueeze(-1)
-    finite = [torch.where(t.isfinite(), t, 0.0) for t in (E * d, lb / D, ub / D)]
-    s_size = norm(torch.cat([finite[0][:, p:], finite[1], finite[2], interior.x], 1)).clamp(min=1.0).unsqueeze(-1)
-    tz, ts = Z_SIGN * z_size, S_SIGN * s_size
-
-    rows = equality | (live & (interior.v > interior.s))
-    lower, upper = interior.z_lower > interior.s_lower, interior.z_upper > interior.s_upper
-    upper = upper & ~(lower & (interior.z_lower > interior.z_upper))
-    lower = lower & ~upper & ~fixed
-    upper = upper & ~fixed
+    fixed = problem.lb == problem.ub
+    trial = _guess(problem, p, live, scaling, interior)
     w, w_box = _central(interior, equality, live, fixed)
-    x, v, z_box = x.clone(), v.clone(), interior.z_upper / (c * D) - interior.z_lower / (c * D)
+    x, v, z_box = D * interior.x, E * interior.v / c, (interior.z_upper - interior.z_lower) / (c * D)
     sure, weak = torch.zeros(B, dtype=torch.bool, device=device), torch.zeros(B, dtype=torch.int64, device=device)
     k, size = SplitFactor.sizes(n, r)
     heavy = torch.zeros(B, k, dtype=torch.int64, device=device) if keep else None
-    factors = q.new_zeros(B, size) if keep else None
+    factors = problem.q.new_zeros(B, size) if keep else None
     stale = torch.ones_like(sure)  # elements whose factors are not those of (w, w_box)
     todo = torch.arange(B, device=device)
     for _ in range(ROUNDS):
-        a, lo, up = rows[todo], lower[todo], upper[todo]
-        fix = fixed[todo]
-        bound = torch.where(lo | fix, lb[todo], torch.where(up, ub[todo], 0.0))
-        state = State(
-            Scaling(D[todo], E[todo], c[todo]),
-            torch.zeros_like(E[todo]).masked_fill(a, torch.inf),
-            torch.zeros_like(D[todo]).masked_fill(lo | up | fix, torch.inf),
-            torch.ones_like(c[todo], dtype=torch.bool),
-        )
-        system = System(P[todo], C[todo], state)
-        rx, rv, r_box, ux, uv = (t.unsqueeze(-1) for t in (-q[todo], d[todo], bound, x[todo], v[todo]))
-        solution = system.solve(rx, rv, r_box, start=(ux, uv), refinements=REFINEMENTS)
-        ux, uv, ub_ = (t.squeeze(-1) for t in solution)
-        Dt, Et, ct = state.scaling
-        z, zb = uv * ct / Et, ub_ * ct * Dt
-        s = Et * (d[todo] - mv(C[todo], ux))
-        s_lo, s_up = (ux - lb[todo]) / Dt, (ub[todo] - ux) / Dt
-        tz_, ts_ = tz[todo], ts[todo]
-        idle = ~lo & ~up & ~fix
-        wrong_rows = (a & (z < -tz_) | ~a & (s < -ts_)) & live[todo] & ~equality
-        wrong_lo = lo & (zb > tz_) | idle & (s_lo < -ts_)
-        wrong_up = up & (zb < -tz_) | idle & (s_up < -ts_)
-        wrong = (wrong_rows.any(-1) | wrong_lo.any(-1)) | wrong_up.any(-1)
-        usable = system.ok & ux.isfinite().all(-1) & uv.isfinite().all(-1)
-        good = (usable & ~wrong).nonzero().squeeze(-1)
-        at = todo[good]
-        if at.numel():
-            i, zs, ss = interior.take(at), z_size[at], s_size[at]
-            doubtful = _weak(a[good], z[good], s[good], i.v, i.s, zs, ss) & live[at] & ~equality
-            doubtful_lo = _weak(lo[good], -zb[good], s_lo[good], i.z_lower, i.s_lower, zs, ss)
-            doubtful_up = _weak(up[good], zb[good], s_up[good], i.z_upper, i.s_upper, zs, ss)
-            doubtful_box = (doubtful_lo & ~up[good] | doubtful_up & ~lo[good]) & ~fix[good]
-            signed = torch.where(lo, ub_.clamp(max=0), torch.where(up, ub_.clamp(min=0), ub_))
-            x[at], z_box[at], sure[at] = ux[good], signed[good], True
-            v[at] = torch.where(equality, uv, uv.clamp(min=0))[good]
-            w[at] = torch.where(doubtful, w[at], state.w[good])
-            w_box[at] = torch.where(doubtful_box, w_box[at], state.w_box[good])
-            weak[at] = doubtful.sum(-1) + doubtful_box.sum(-1)
+        attempt = _attempt(trial, equality, keep)
+        wrong = torch.cat([attempt.wrong_rows, attempt.wrong_lower, attempt.wrong_upper], 1).any(-1)
+        good = (attempt.usable & ~wrong).nonzero().squeeze(-1)
+        if good.numel():
+            at, a = todo[good], take(attempt, good)
+            x[at], v[at], z_box[at], sure[at] = a.x, a.v, a.z_box, True
+            w[at] = torch.where(a.doubtful_rows, w[at], a.w)
+            w_box[at] = torch.where(a.doubtful_box, w_box[at], a.w_box)
+            weak[at] = a.doubtful_rows.sum(-1) + a.doubtful_box.sum(-1)
             stale[at] = weak[at] > 0
-            if heavy is not None and factors is not None:
-                heavy[at], factors[at] = system.kernel.heavy[good], system.kernel.factors()[good]
-        again = (usable & wrong).nonzero().squeeze(-1)
-        todo = todo[again]
-        if todo.numel() == 0:
+            if heavy is not None and factors is not None and a.factors is not None:
+                heavy[at], factors[at] = a.heavy, a.factors
+        again = (attempt.usable & wrong).nonzero().squeeze(-1)
+        if again.numel() == 0:
             break
-        flips = (wrong_rows[again], wrong_lo[again], wrong_up[again])
-        rows[todo], lower[todo], upper[todo] = rows[todo] ^ flips[0], lower[todo] ^ flips[1], upper[todo] ^ flips[2]
+        todo, trial = todo[again], take(trial, again)
+        trial = trial._replace(
+            rows=trial.rows ^ attempt.wrong_rows[again],
+            lower=trial.lower ^ attempt.wrong_lower[again],
+            upper=trial.upper ^ attempt.wrong_upper[again],
+        )
     state = State(scaling, w, w_box, torch.ones_like(c, dtype=torch.bool))
     face = Face(x, v, z_box, sure, weak, state, heavy, factors)
     return refactor(problem, face, stale.nonzero().squeeze(-1)) if keep else face
+
+
+def _guess(problem: Program, p: int, live: Tensor, scaling: Scaling, interior: Interior) -> Trial:
+    """Rows and bounds whose multiplier exceeds their slack; equalities always, fixed variables apart."""
+    P, q, C, d, lb, ub = problem
+    D, E, c = scaling
+    equality = torch.arange(C.shape[1], device=q.device) < p
+    forces = [c * D * q, c * D * mv(P, D * interior.x), interior.v[:, p:] * live[:, p:]]
+    z_size = norm(torch.cat([*forces, interior.z_lower, interior.z_upper], 1)).clamp(min=1e-300).unsqueeze(-1)
+    bounds = [torch.where(t.isfinite(), t, 0.0) for t in (E * d, lb / D, ub / D)]
+    s_size = norm(torch.cat([bounds[0][:, p:], bounds[1], bounds[2], interior.x], 1)).clamp(min=1.0).unsqueeze(-1)
+    lower, upper = interior.z_lower > interior.s_lower, interior.z_upper > interior.s_upper
+    upper = upper & ~(lower & (interior.z_lower > interior.z_upper))
+    free = lb != ub
+    rows = equality | (live & (interior.v > interior.s))
+    return Trial(problem, scaling, live, interior, z_size, s_size, rows, lower & ~upper & free, upper & free)
+
+
+def _attempt(trial: Trial, equality: Tensor, keep: bool) -> Attempt:
+    """Solve the KKT conditions on the guessed active set and look at the signs they give."""
+    (P, q, C, d, lb, ub), (D, E, c), live, interior, z_size, s_size, rows, lower, upper = trial
+    fixed = lb == ub
+    bound = torch.where(lower | fixed, lb, torch.where(upper, ub, 0.0))
+    w = torch.zeros_like(E).masked_fill(rows, torch.inf)
+    w_box = torch.zeros_like(D).masked_fill(lower | upper | fixed, torch.inf)
+    system = System(P, C, State(trial.scaling, w, w_box, torch.ones_like(c, dtype=torch.bool)))
+    start = (D * interior.x).unsqueeze(-1), (E * interior.v / c).unsqueeze(-1)
+    rx, rv, r_box = (t.unsqueeze(-1) for t in (-q, d, bound))
+    x, v, z_box = (t.squeeze(-1) for t in system.solve(rx, rv, r_box, start, REFINEMENTS))
+    z, zb, s = v * c / E, z_box * c * D, E * (d - mv(C, x))
+    s_lower, s_upper = (x - lb) / D, (ub - x) / D
+    tz, ts = Z_SIGN * z_size, S_SIGN * s_size
+    idle, inequality = ~(lower | upper | fixed), live & ~equality
+    doubtful_lower = _weak(lower, -zb, s_lower, interior.z_lower, interior.s_lower, z_size, s_size)
+    doubtful_upper = _weak(upper, zb, s_upper, interior.z_upper, interior.s_upper, z_size, s_size)
+    return Attempt(
+        x=x,
+        v=torch.where(equality, v, v.clamp(min=0)),
+        z_box=torch.where(lower, z_box.clamp(max=0), torch.where(upper, z_box.clamp(min=0), z_box)),
+        w=w,
+        w_box=w_box,
+        wrong_rows=(rows & (z < -tz) | ~rows & (s < -ts)) & inequality,
+        wrong_lower=lower & (zb > tz) | idle & (s_lower < -ts),
+        wrong_upper=upper & (zb < -tz) | idle & (s_upper < -ts),
+        doubtful_rows=_weak(rows, z, s, interior.v, interior.s, z_size, s_size) & inequality,
+        doubtful_box=(doubtful_lower & ~upper | doubtful_upper & ~lower) & ~fixed,
+        usable=system.ok & x.isfinite().all(-1) & v.isfinite().all(-1),
+        heavy=system.kernel.heavy,
+        factors=system.kernel.factors() if keep else None,
+    )
 
 
 def refactor(problem: Program, face: Face, which: Tensor) -> Face:
     """Make the factors of some elements anew from their state; elements without a factorisation lose their `ok`."""
     if which.numel() == 0 or face.heavy is None or face.factors is None:
         return face
-    scaling = Scaling(*(t[which] for t in face.state.scaling))
-    state = State(scaling, face.state.w[which], face.state.w_box[which], face.state.ok[which])
-    system = System(problem.P[which], problem.C[which], state)
+    system = System(problem.P[which], problem.C[which], take(face.state, which))
     face.heavy[which], face.factors[which] = system.kernel.heavy, system.kernel.factors()
     face.state.ok[which] = system.ok.unsqueeze(-1)
     return face
@@ -165,7 +206,7 @@ def centralised(problem: Program, p: int, live: Tensor, interior: Interior, face
         return face
     equality = torch.arange(problem.C.shape[-2], device=live.device) < p
     fixed = (problem.lb == problem.ub)[which]
-    w, w_box = _central(interior.take(which), equality, live[which], fixed)
+    w, w_box = _central(take(interior, which), equality, live[which], fixed)
     face.state.w[which], face.state.w_box[which] = w, w_box
     face.sure[which], face.weak[which] = False, 0
     return refactor(problem, face, which)

@@ -21,7 +21,3 @@ class Program(NamedTuple):
     d: Tensor
     lb: Tensor
     ub: Tensor
-
-    def take(self, index: Tensor) -> Program:
-        """Some elements of the batch."""
-        return Program(*(t[index] for t in self))

@@ -19,7 +19,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..kkt.algebra import norm, tmv
+from ..kkt.algebra import norm, take, tmv
 from ..kkt.rangespace import RangeSpace
 from ..status import Status
 from .certificate import farkas, ray
@@ -53,10 +53,6 @@ class Outcome(NamedTuple):
         contract = at.x.new_full(status.shape, torch.inf)
         return cls(at, status, status, contract, torch.zeros_like(at.x), torch.zeros_like(problem.d))
 
-    def take(self, index: Tensor) -> Outcome:
-        """Some elements of the batch."""
-        return Outcome(self.point.take(index), *(t[index] for t in self[1:]))
-
     def store(self, where: Tensor, part: Outcome) -> None:
         """Overwrite some elements, in place."""
         for whole, piece in zip((*self.point, *self[1:]), (*part.point, *part[1:]), strict=True):
@@ -77,10 +73,6 @@ class Best(NamedTuple):
             return Best(at, key, contract)
         point = at.where(better, self.point)
         return Best(point, torch.where(better, key, self.key), torch.where(better, contract, self.contract))
-
-    def take(self, index: Tensor) -> Best:
-        """Some elements of the batch."""
-        return Best(self.point.take(index), self.key[index], self.contract[index])
 
 
 class Rays(NamedTuple):
@@ -159,8 +151,8 @@ def iterate(
                     out = here
                 else:
                     out.store(ids, here)
-                here = here.take(keep)
-                newton, best, at, r = newton.take(keep), best.take(keep), at.take(keep), r.take(keep)
+                here = take(here, keep)
+                newton, best, at, r = newton.take(keep), take(best, keep), take(at, keep), r.take(keep)
                 ids, running, met, proximal = ids[keep], running[keep], met[keep], proximal[keep]
                 history = [t[:, keep] for t in history]
                 record = None if record is None else record[:, keep]

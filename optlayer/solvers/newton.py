@@ -22,7 +22,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..kkt.algebra import dot, highest, mv, norm, tmv
+from ..kkt.algebra import dot, highest, mv, norm, take, tmv
 from ..kkt.rangespace import RangeFactor, RangeSpace
 from ..kkt.scaling import Scaling
 from ..kkt.split import GroupedFactor
@@ -63,10 +63,6 @@ class Scaled(NamedTuple):
     c: Tensor
     offset: Tensor
 
-    def take(self, index: Tensor) -> Scaled:
-        """Some elements of the batch."""
-        return Scaled(*(t[index] for t in self))
-
 
 class Point(NamedTuple):
     """x (B, n), y (B, p), z and s (B, N), in scaled units."""
@@ -75,10 +71,6 @@ class Point(NamedTuple):
     y: Tensor
     z: Tensor
     s: Tensor
-
-    def take(self, index: Tensor) -> Point:
-        """Some elements of the batch."""
-        return Point(*(t[index] for t in self))
 
     def where(self, mask: Tensor, other: Point) -> Point:
         """These elements where the mask holds, the other's elsewhere."""
@@ -153,7 +145,7 @@ class Newton:
     def take(self, index: Tensor) -> Newton:
         """The same for some elements of the batch."""
         space = None if self.space is None else self.space.take(index)
-        return Newton(self.problem.take(index), self.p, self.rules, space)
+        return Newton(take(self.problem, index), self.p, self.rules, space)
 
     def on(self, t: Tensor) -> Tensor:
         """A vector over the inequalities with zeros in those that are absent."""

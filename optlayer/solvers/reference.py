@@ -17,7 +17,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..kkt.algebra import tmv
+from ..kkt.algebra import take, tmv
 from ..kkt.polish import Interior, centralised, polish
 from ..kkt.program import Program
 from ..kkt.rangespace import RangeSpace, admissible
@@ -91,9 +91,7 @@ def solve(
         return out
     if some.numel() == B:
         return _solve_valid(problem, p, rules, formulation, start, keep)
-    part = _solve_valid(
-        problem.take(some), p, rules, formulation, None if start is None else Start(*(t[some] for t in start)), keep
-    )
+    part = _solve_valid(take(problem, some), p, rules, formulation, take(start, some), keep)
     for whole, piece in zip(out, part, strict=True):
         whole[some] = piece
     return out
@@ -113,7 +111,7 @@ def _solve_valid(problem: Program, p: int, rules: Rules, formulation: str, start
     stuck = (outcome.status == Status.INSUFFICIENT_PROGRESS) | (outcome.status == Status.MAX_ITERATIONS)
     stuck = (stuck | (outcome.status == Status.NUMERICAL_ERROR)).nonzero().squeeze(-1)
     if stuck.numel() and rules.infeasible:
-        _explain(standard.take(stuck), p, rules, stuck, outcome)
+        _explain(take(standard, stuck), p, rules, stuck, outcome)
     return _finish(problem, standard, scaled, scaling, p, rules, outcome, keep)
 
 
@@ -140,9 +138,9 @@ def _iterate(
         return iterate(scaled, p, rules, None, warm)
     groups: list[tuple[Tensor, Outcome]] = []
     for index in (ranged.nonzero().squeeze(-1), (~ranged).nonzero().squeeze(-1)):
-        part = scaled.take(index)
+        part = take(scaled, index)
         space = RangeSpace(L[index], part.C) if not groups else None
-        groups.append((index, iterate(part, p, rules, space, None if warm is None else warm.take(index))))
+        groups.append((index, iterate(part, p, rules, space, take(warm, index))))
     order = torch.cat([index for index, _ in groups]).argsort()
     first, second = (outcome for _, outcome in groups)
     point = Point(*(torch.cat([a, b])[order] for a, b in zip(first.point, second.point, strict=True)))
@@ -169,7 +167,7 @@ def _explain(standard: Standard, p: int, rules: Rules, stuck: Tensor, outcome: O
     left = (~found).nonzero().squeeze(-1)
     if left.numel() == 0:
         return
-    violation, x = unboundedness(standard.take(left), p, rules)
+    violation, x = unboundedness(take(standard, left), p, rules)
     found = violation < 10 * rules.infeasible
     outcome.status[stuck[left[found]]] = int(Status.DUAL_INFEASIBLE)
     outcome.ray_x[stuck[left[found]]] = x[found]
@@ -203,7 +201,7 @@ def _finish(
     everyone = which.numel() == status.shape[0]
     part, live, inner = problem, standard.live, interior
     if not everyone:
-        part, live, inner = problem.take(which), live[which], interior.take(which)
+        part, live, inner = take(problem, which), live[which], take(interior, which)
         scaling = Scaling(*(t[which] for t in scaling))
     face = polish(part, p, live, scaling, inner, keep)
     merit_polished = _merit(part, p, rules, face.x, face.v, face.z_box)
@@ -219,7 +217,7 @@ def _finish(
     else:
         rough = which[~better]
     if rough.numel():
-        merit[rough] = _merit(problem.take(rough), p, rules, x[rough], v[rough], z_box[rough])
+        merit[rough] = _merit(take(problem, rough), p, rules, x[rough], v[rough], z_box[rough])
     met = merit <= 1
     claimed = status == Status.SOLVED
     status = torch.where(~ended & met, int(Status.SOLVED), status)

@@ -35,10 +35,6 @@ class Standard(NamedTuple):
     value: Tensor  # (B, n), of the fixed variables, else zero
     offset: Tensor  # (B,)
 
-    def take(self, index: Tensor) -> Standard:
-        """Some elements of the batch."""
-        return Standard(*(t[index] for t in self))
-
 
 def judge(P: Tensor, q: Tensor, C: Tensor, d: Tensor, p: int, lb: Tensor, ub: Tensor) -> Tensor:
     """Status (B,) of the data: INVALID_DATA, PRIMAL_INFEASIBLE for crossed bounds, else UNSOLVED.

@@ -4,6 +4,7 @@
 import pytest
 import torch
 
+from optlayer.kkt.algebra import take
 from optlayer.kkt.program import Program
 from optlayer.kkt.scaling import equilibrate
 from optlayer.solvers import reference
@@ -54,7 +55,7 @@ def test_each_element_stops_by_itself_and_is_frozen() -> None:
     assert (whole.status == Status.SOLVED).all()
     assert whole.iterations.unique().numel() > 1, "the example must have elements that differ"
     for i in range(6):
-        one = standard.take(torch.tensor([i]))
+        one = take(standard, torch.tensor([i]))
         alone = iterate(scale(one, equilibrate(one.P, one.q, one.C), 1), 1, RULES)
         assert alone.iterations[0] == whole.iterations[i]
         # batched and single products may sum in another order

@@ -3,6 +3,7 @@
 
 import torch
 
+from optlayer.kkt.algebra import take
 from optlayer.kkt.program import Program
 from optlayer.kkt.system import State, System
 from optlayer.solvers import reference
@@ -72,7 +73,7 @@ def test_failed_elements_have_no_system_and_a_verdict_each() -> None:
     expected = [Status.SOLVED, Status.NON_CONVEX, Status.INVALID_DATA, Status.PRIMAL_INFEASIBLE, Status.DUAL_INFEASIBLE]
     assert out.status.tolist() == [int(s) for s in expected]
     assert State.unpack(out.state, 6, 7).ok.flatten().tolist() == [True, False, False, False, False]
-    alone = reference.solve(data.take(torch.tensor([0])), 2, RULES, "auto")
+    alone = reference.solve(take(data, torch.tensor([0])), 2, RULES, "auto")
     assert torch.equal(alone.x[0], out.x[0])
     v, d3 = out.ray_v[3], d[3]
     torch.testing.assert_close(d3 @ v, torch.tensor(-1.0, dtype=f64))
