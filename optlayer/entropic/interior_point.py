@@ -133,7 +133,7 @@ def solve(problem: Problem, skip: Tensor, eps: float, max_iter: int) -> Solution
 def _is_centring(iteration: int) -> bool:
     """Every fifth iteration from the tenth on, and every second one after a hundred.
 
-    Without them a rare problem, one in a few hundred thousand random ones, runs in a circle of predictors and correctors.
+    Without them one random problem in some hundred thousand runs in a circle of predictors and correctors.
     """
     period = 5 if iteration < 100 else 2
     return iteration > 5 and iteration % period == period - 1
