@@ -9,7 +9,7 @@ and an :class:`Instance` is the standard form of that: a row with l = u becomes 
 a row Cx <= u of Gx <= h, a row -Cx <= -l, or both.  Numbers of magnitude 1e20 or more are infinite.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NoReturn
 
@@ -90,6 +90,8 @@ class Instance:
     ) -> "Instance":
         """From two-sided rows: arrays, sequences or tensors; a limit or bound that is ``None`` is infinite.
 
+        One number as a limit or bound stands for all.
+
         Raises:
             ProblemError: the shapes do not fit; the message names the block.
         """
@@ -100,16 +102,8 @@ class Instance:
         rows = C.shape[0]
         l, u = _limits(l, rows, -INF), _limits(u, rows, INF)
         lb, ub = _limits(lb, n, -INF), _limits(ub, n, INF)
-        for block, t, shape in (
-            ("P", P, (n, n)),
-            ("A", C, (rows, n)),
-            ("l", l, (rows,)),
-            ("u", u, (rows,)),
-            ("lb", lb, (n,)),
-            ("ub", ub, (n,)),
-        ):
-            if t.shape != shape:
-                raise ProblemError(f"{name}: {block} has shape {tuple(t.shape)}, expected {shape}")
+        shapes = {"P": (n, n), "A": (rows, n), "l": (rows,), "u": (rows,), "lb": (n,), "ub": (n,)}
+        _check_shapes(name, dict(zip(shapes, (P, C, l, u, lb, ub), strict=True)), shapes)
         # Written so that a NaN stays a limit: the solver then says that the data are invalid.
         same = (u - l).abs() <= EQUAL
         equal = same.nonzero().reshape(-1)
@@ -117,6 +111,45 @@ class Instance:
         below = (~same & (l != -INF)).nonzero().reshape(-1)
         G, h = torch.cat([C[above], -C[below]]), torch.cat([u[above], -l[below]])
         return cls(name, P, q, G, h, C[equal], u[equal], lb, ub, r, sense, optimum, above, below, equal, rows)
+
+    @classmethod
+    def from_blocks(
+        cls,
+        name: str,
+        P: Any,
+        q: Any,
+        G: Any = None,
+        h: Any = None,
+        A: Any = None,
+        b: Any = None,
+        lb: Any = None,
+        ub: Any = None,
+        *,
+        r: float = 0.0,
+        optimum: float = NAN,
+    ) -> "Instance":
+        """From the arguments of :func:`optlayer.solve_qp`, as arrays, sequences or tensors without batch dimensions.
+
+        The rows of the file are those of G, then those of A.
+
+        Raises:
+            ProblemError: the shapes do not fit, or G comes without h or A without b; the message names the block.
+        """
+        q = as_float64(q).reshape(-1)
+        n = q.shape[0]
+        for matrix, M, side, v in (("G", G, "h", h), ("A", A, "b", b)):
+            if (M is None) is not (v is None):
+                found, missing = (matrix, side) if v is None else (side, matrix)
+                raise ProblemError(f"{name}: {found} is given without {missing}, expected both or neither")
+        P = torch.zeros(n, n, dtype=torch.float64) if P is None else as_float64(P)
+        G, A = (torch.zeros(0, n, dtype=torch.float64) if M is None else as_float64(M) for M in (G, A))
+        h, b = (torch.zeros(0, dtype=torch.float64) if v is None else as_float64(v).reshape(-1) for v in (h, b))
+        m, p = (M.shape[0] if M.ndim else 0 for M in (G, A))
+        h, lb, ub = _limits(h, h.shape[0], INF), _limits(lb, n, -INF), _limits(ub, n, INF)
+        shapes = {"P": (n, n), "G": (m, n), "h": (m,), "A": (p, n), "b": (p,), "lb": (n,), "ub": (n,)}
+        _check_shapes(name, dict(zip(shapes, (P, G, h, A, b, lb, ub), strict=True)), shapes)
+        none, above, equal = torch.arange(0), torch.arange(m), torch.arange(m, m + p)
+        return cls(name, P, q, G, h, A, b, lb, ub, r, 1, optimum, above, none, equal, m + p)
 
     @property
     def n(self) -> int:
@@ -219,9 +252,16 @@ def as_float64(values: Any) -> Tensor:
 
 
 def _limits(values: Any, size: int, default: float) -> Tensor:
-    t = torch.full((size,), default, dtype=torch.float64) if values is None else as_float64(values).reshape(-1)
+    t = as_float64(default if values is None else values)
+    t = t.reshape(-1) if t.ndim else t.expand(size)
     t = torch.where(t >= HUGE, INF, t)
     return torch.where(t <= -HUGE, -INF, t)
+
+
+def _check_shapes(name: str, blocks: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]]) -> None:
+    for block, t in blocks.items():
+        if t.shape != shapes[block]:
+            raise ProblemError(f"{name}: {block} has shape {tuple(t.shape)}, expected {shapes[block]}")
 
 
 def _without_idle(

@@ -4,17 +4,24 @@
 ======================  =========================================================================  ================
 suffix                  what the file holds                                                        needs
 ======================  =========================================================================  ================
-``.npz``                P_row, P_col, P_val (all of P), q, r; A_row, A_col, A_val, l, u; lb, ub;   numpy
-                        name, n, m, f_opt (a known optimum)
+``.npz``, dense         P, q, G, h, A, b, lb, ub as in :func:`optlayer.solve_qp`, without batch    numpy
+``.npz``, coordinates   P_row, P_col, P_val, q; A_row, A_col, A_val, l, u; lb, ub; n, m            numpy
 ``.mat``                Maros-Meszaros: P, q, r, A = [C; I], l, u (bounds are the rows of I)       scipy
 ``.mps``, ``.qps``      MPS with the sections QUADOBJ or QMATRIX, free or fixed                    highspy
 ======================  =========================================================================  ================
+
+An ``.npz`` file holds q and whichever other entries the problem needs, all of one form; any other entry is refused.
+The coordinate form is min 1/2 x'Px + q'x + r with l <= Ax <= u and lb <= x <= ub; its matrices are row numbers, column
+numbers (from 0) and values, and values at one place add up.  It must list every entry of P, both triangles.  In either
+form lb and ub may be single numbers, and there may be name, r (the constant of the objective) and f_opt (a known
+optimum).
 
 ``pip install 'optlayer[io]'`` installs all three.  :mod:`optlayer.instance` says how rows become the standard form.
 """
 
 import shutil
 import tempfile
+import zipfile
 from collections.abc import Mapping
 from importlib import import_module
 from pathlib import Path
@@ -29,15 +36,22 @@ from .instance import NAN, Instance, as_float64
 from .solution import Solution
 from .status import Status
 
+DENSE = ("P", "G", "h", "A", "b")
+COORDINATES = ("P_row", "P_col", "P_val", "A_row", "A_col", "A_val", "l", "u", "n", "m")
+EITHER = ("q", "lb", "ub", "r", "f_opt", "name")
+
 
 def read(path: str | Path) -> Instance:
     """The problem in a file; the suffix says how it is written, see :mod:`optlayer.io`.
 
     Raises:
         ProblemError: the suffix is unknown, or the content is no quadratic program; the message names the file.
+        FileNotFoundError, IsADirectoryError: there is no such file.
         ImportError: the package that reads such files is not installed; the message says how to get it.
     """
     path = Path(path)
+    if path.is_dir():
+        raise IsADirectoryError(f"{path}: is a directory, expected a file")
     reader = READERS.get(path.suffix.lower())
     if reader is None:
         raise ProblemError(f"{path}: suffix {path.suffix!r}, expected one of {', '.join(READERS)}")
@@ -71,24 +85,74 @@ def write(path: str | Path, instance: Instance, solution: Solution) -> None:
 
 
 def _read_npz(path: Path) -> Instance:
+    data = _entries(path)
+    _check_entries(path, data)
+    name = str(data["name"]) if "name" in data else path.stem
+    r, optimum = (_vector(path, data, key, default) for key, default in (("r", 0.0), ("f_opt", NAN)))
+    r, optimum = float(r), float(optimum)
+    q, lb, ub = (_vector(path, data, key) for key in ("q", "lb", "ub"))
+    if not q.numel():
+        raise ProblemError(f"{path}: q has no entries, expected one for each variable")
+    try:
+        if not set(DENSE).isdisjoint(data):
+            P, G, A = (data.get(key) for key in ("P", "G", "A"))
+            h, b = (_vector(path, data, key) for key in ("h", "b"))
+            return Instance.from_blocks(name, P, q, G, h, A, b, lb, ub, r=r, optimum=optimum)
+        l, u = (_vector(path, data, key) for key in ("l", "u"))
+        if l is None and u is None and not {"A_row", "A_col", "A_val"}.isdisjoint(data):
+            raise ProblemError("the matrix A is given without l and u, expected at least one of them")
+        n = q.numel()
+        rows = int(data["m"]) if "m" in data else next((t.numel() for t in (l, u) if t is not None), 0)
+        if int(data.get("n", n)) != n:
+            raise ProblemError(f"n is {int(data['n'])} but q has {n} entries: expected as many")
+        P, C = _coordinates(path, data, "P", (n, n)), _coordinates(path, data, "A", (rows, n))
+        if P is not None:
+            _check_triangles(path, P)
+        return Instance.from_rows(name, P, q, C, l, u, lb, ub, r=r, optimum=optimum)
+    except ProblemError as error:
+        raise ProblemError(f"{path}: {str(error).removeprefix(f'{name}: ').removeprefix(f'{path}: ')}") from None
+
+
+def _entries(path: Path) -> dict[str, Any]:
+    """The arrays of an ``.npz`` file by name; all but the name of the problem hold numbers."""
     np = _need("numpy", "read .npz files")
-    with np.load(path, allow_pickle=False) as file:
-        data = {key: file[key] for key in file.files}
-    if "q" not in data:
+    try:
+        with zipfile.ZipFile(path):
+            pass
+        with np.load(path, allow_pickle=False) as file:
+            data = {key: file[key] for key in file.files}
+    except (ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise ProblemError(f"{path}: not an .npz file of numbers ({error})") from error
+    for key, array in data.items():
+        if key != "name" and array.dtype.kind not in "buif":
+            raise ProblemError(f"{path}: {key} has dtype {array.dtype}, expected real numbers")
+    return data
+
+
+def _check_entries(path: Path, data: Mapping[str, Any]) -> None:
+    """Refuse what is of no form, and the mixture of two."""
+    forms = f"the dense form has {', '.join(DENSE)}, the coordinate form {', '.join(COORDINATES)}, "
+    forms += f"either {', '.join(EITHER)}"
+    dense, coordinates, either = ([key for key in data if key in keys] for keys in (DENSE, COORDINATES, EITHER))
+    if unknown := [key for key in data if key not in {*dense, *coordinates, *either}]:
+        raise ProblemError(f"{path}: holds {', '.join(unknown)}, which no form knows: {forms}")
+    if dense and coordinates:
         raise ProblemError(
-            f"{path}: holds {', '.join(sorted(data)) or 'nothing'}, expected q and the blocks of a problem"
+            f"{path}: holds {', '.join(dense)} of the dense form and {', '.join(coordinates)} of the coordinate form, "
+            f"expected entries of one: {forms}"
         )
-    n = data["q"].size
-    rows = int(data["m"]) if "m" in data else (data["l"].size if "l" in data else 0)
-    return Instance.from_rows(
-        str(data["name"]) if "name" in data else path.stem,
-        _coordinates(path, data, "P", (n, n)),
-        data["q"],
-        _coordinates(path, data, "A", (rows, n)),
-        *(data.get(k) for k in ("l", "u", "lb", "ub")),
-        r=float(data.get("r", 0.0)),
-        optimum=float(data.get("f_opt", NAN)),
-    )
+    if "q" not in data:
+        raise ProblemError(f"{path}: holds {', '.join(data) or 'nothing'}, expected q and the blocks of a problem")
+
+
+def _check_triangles(path: Path, P: Tensor) -> None:
+    above, below = bool(P.triu(1).any()), bool(P.tril(-1).any())
+    if above is not below:
+        triangle = "upper" if above else "lower"
+        raise ProblemError(
+            f"{path}: P_row, P_col, P_val hold the {triangle} triangle of P only, "
+            "expected every entry of P, both triangles"
+        )
 
 
 def _read_mat(path: Path) -> Instance:
@@ -164,6 +228,20 @@ def _need(module: str, purpose: str) -> ModuleType:
 
 def _dense(at: tuple[Tensor, Tensor], values: Tensor, shape: tuple[int, int]) -> Tensor:
     return torch.zeros(shape, dtype=torch.float64).index_put_(at, values, accumulate=True)
+
+
+def _vector(path: Path, data: Mapping[str, Any], key: str, default: float | None = None) -> Any:
+    """An entry that is a vector, as a column or a row too, or one number; what is absent is ``default``."""
+    if key not in data:
+        return default
+    t = as_float64(data[key])
+    if key in ("r", "f_opt"):
+        if t.numel() != 1:
+            raise ProblemError(f"{path}: {key} has shape {tuple(t.shape)}, expected one number")
+        return t.reshape(())
+    if t.ndim and t.numel() != max(t.shape):
+        raise ProblemError(f"{path}: {key} has shape {tuple(t.shape)}, expected one vector: a file holds one problem")
+    return t.reshape(-1) if t.ndim else t
 
 
 def _coordinates(path: Path, data: Mapping[str, Any], block: str, shape: tuple[int, int]) -> Tensor | None:

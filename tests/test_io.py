@@ -75,6 +75,71 @@ def save_mps(path: Path, sense: str = "") -> Path:
 SAVED = {"mixed.npz": save_npz, "mixed.mat": save_mat, "mixed.mps": save_mps, "mixed.qps": save_mps}
 
 
+def save_dense(path: Path, **changes: object) -> Path:
+    """min 1/2 |x|^2 - 3 x_1;  x_1 + 2 x_2 <= 2, 1e30 for no limit, x_1 = x_2, x >= 0."""
+    parts = {"P": np.eye(2), "q": [-3.0, 0.0], "G": [[1.0, 2.0], [1.0, 0.0]], "h": [2.0, 1e30]}
+    parts |= {"A": [[1.0, -1.0]], "b": [0.0], "lb": 0.0, "ub": [1e20, 5.0], "r": 4.0, "f_opt": 2.5}
+    np.savez(path, **{k: v for k, v in (parts | changes).items() if v is not None})
+    return path
+
+
+def test_the_dense_form_is_the_problem_in_the_letters_of_solve_qp(tmp_path: Path) -> None:
+    instance = read(save_dense(tmp_path / "dense.npz"))
+    assert instance.name == "dense" and instance.shape == (2, 2, 1)
+    assert instance.G.tolist() == [[1.0, 2.0], [1.0, 0.0]] and instance.h.tolist() == [2.0, np.inf]
+    assert instance.A.tolist() == [[1.0, -1.0]] and instance.b.tolist() == [0.0]
+    assert instance.lb.tolist() == [0.0, 0.0] and instance.ub.tolist() == [np.inf, 5.0]
+    solution = solve_qp(**instance.blocks)
+    assert solution.x.tolist() == pytest.approx([2 / 3, 2 / 3])
+    assert instance.objective(float(solution.objective)) == pytest.approx(4 / 9 - 2 + 4)
+    # The rows of G, then the one of A.
+    assert instance.row_multipliers(solution.y, solution.z).tolist() == pytest.approx([5 / 9, 0, 16 / 9])
+
+
+def test_either_form_takes_a_column_for_a_vector_and_one_number_for_a_bound(tmp_path: Path) -> None:
+    plain = read(save_dense(tmp_path / "plain.npz"))
+    column = read(save_dense(tmp_path / "column.npz", q=[[-3.0], [0.0]], h=[[2.0], [1e30]]))
+    assert torch.equal(plain.q, column.q) and torch.equal(plain.h, column.h)
+    assert read(save_npz(tmp_path / "bound.npz", ub=3.0)).ub.tolist() == [3.0, 3.0, 3.0]
+    only_q = tmp_path / "box.npz"
+    np.savez(only_q, q=[1.0, -1.0], lb=-1, ub=1)
+    assert solve_qp(**read(only_q).blocks).x.tolist() == pytest.approx([-1.0, 1.0])
+
+
+WRONG_DENSE = [
+    ({"l": [0.0, 0.0]}, r"holds P, G, h, A, b of the dense form and l of the coordinate form, expected entries of one"),
+    ({"Q": np.eye(2)}, r"holds Q, which no form knows: the dense form has P, G, h, A, b, the coordinate form P_row,"),
+    ({"h": None}, r"G is given without h, expected both or neither"),
+    ({"A": None}, r"b is given without A, expected both or neither"),
+    ({"P": np.eye(3)}, r"P has shape \(3, 3\), expected \(2, 2\)"),
+    ({"G": np.zeros((2, 3))}, r"G has shape \(2, 3\), expected \(2, 2\)"),
+    ({"h": [1.0]}, r"h has shape \(1,\), expected \(2,\)"),
+    ({"b": [1.0, 2.0]}, r"b has shape \(2,\), expected \(1,\)"),
+    ({"A": 3.0}, r"A has shape \(\), expected"),
+    ({"lb": [0.0] * 3}, r"lb has shape \(3,\), expected \(2,\)"),
+    ({"q": np.zeros((5, 2))}, r"q has shape \(5, 2\), expected one vector: a file holds one problem"),
+    ({"r": [1.0, 2.0]}, r"r has shape \(2,\), expected one number"),
+    ({"P": [["a"]]}, r"P has dtype <U1, expected real numbers"),
+    ({"q": [1j, 0]}, r"q has dtype complex128, expected real numbers"),
+]
+
+
+@pytest.mark.parametrize(("changes", "message"), WRONG_DENSE)
+def test_a_wrong_dense_file_is_refused(changes: dict[str, object], message: str, tmp_path: Path) -> None:
+    with pytest.raises(ProblemError, match=rf"wrong\.npz: {message}"):
+        read(save_dense(tmp_path / "wrong.npz", **changes))
+
+
+@pytest.mark.parametrize(("row", "col", "triangle"), [(0, 1, "upper"), (1, 0, "lower")])
+def test_one_triangle_of_P_is_refused(row: int, col: int, triangle: str, tmp_path: Path) -> None:
+    entries = {"P_row": [0, 1, row], "P_col": [0, 1, col], "P_val": [2.0, 2.0, 1.0]}
+    message = f"hold the {triangle} triangle of P only, expected every entry of P, both triangles"
+    with pytest.raises(ProblemError, match=message):
+        read(save_npz(tmp_path / "half.npz", **entries))
+    diagonal = {key: values[:2] for key, values in entries.items()}
+    assert read(save_npz(tmp_path / "diagonal.npz", **diagonal)).P.diagonal().tolist() == [2.0, 2.0, 0.0]
+
+
 @pytest.mark.parametrize("name", SAVED)
 def test_every_format_states_the_same_problem(name: str, tmp_path: Path) -> None:
     found, expected = read(SAVED[name](tmp_path / name)), stated()
@@ -122,6 +187,21 @@ def test_a_solution_file_is_optimal_in_the_units_of_the_problem_file(tmp_path: P
 def test_what_is_wrong_with_a_file_is_said(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"absent\.npz: no such file"):
         read(tmp_path / "absent.npz")
+    (tmp_path / "folder.npz").mkdir()
+    with pytest.raises(IsADirectoryError, match=r"folder\.npz: is a directory, expected a file"):
+        read(tmp_path / "folder.npz")
+    (tmp_path / "text.npz").write_text("no archive")
+    with pytest.raises(ProblemError, match=r"text\.npz: not an \.npz file of numbers"):
+        read(tmp_path / "text.npz")
+    np.savez(tmp_path / "objects.npz", q=np.array([None]))
+    with pytest.raises(ProblemError, match=r"objects\.npz: not an \.npz file of numbers"):
+        read(tmp_path / "objects.npz")
+    with pytest.raises(ProblemError, match=r"free\.npz: the matrix A is given without l and u"):
+        read(save_npz(tmp_path / "free.npz", l=None, u=None))
+    with pytest.raises(ProblemError, match=r"none\.npz: q has no entries"):
+        read(save_dense(tmp_path / "none.npz", q=[]))
+    with pytest.raises(ProblemError, match=r"n is 7 but q has 3 entries"):
+        read(save_npz(tmp_path / "n.npz", n=7))
     with pytest.raises(ProblemError, match=r"suffix '\.txt', expected one of \.npz, \.mat, \.mps, \.qps"):
         read(tmp_path / "problem.txt")
     with pytest.raises(ProblemError, match=r"no_q\.npz: holds .*, expected q"):
@@ -132,7 +212,7 @@ def test_what_is_wrong_with_a_file_is_said(tmp_path: Path) -> None:
         read(save_npz(tmp_path / "short.npz", P_val=[1.0]))
     with pytest.raises(ProblemError, match=r"A_col has entries outside 0\.\.2"):
         read(save_npz(tmp_path / "far.npz", A_row=[0], A_col=[3], A_val=[1.0]))
-    with pytest.raises(ProblemError, match=r"mixed: l has shape \(2,\), expected \(5,\)"):
+    with pytest.raises(ProblemError, match=r"l\.npz: l has shape \(2,\), expected \(5,\)"):
         read(save_npz(tmp_path / "l.npz", l=[0.0, 0.0]))
     with pytest.raises(ProblemError, match=r"has no 'u'; holds .*, expected P, q, A, l, u"):
         read(save_mat(tmp_path / "no_u.mat", u=None))
