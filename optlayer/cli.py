@@ -7,6 +7,7 @@ The exit code is 0 when all went well, 1 when a problem was not solved or a chec
 import argparse
 import json
 import math
+import os
 import platform
 import time
 from collections import Counter
@@ -27,7 +28,16 @@ from .settings import Settings
 from .solution import Solution
 from .status import Status
 
+UNREADABLE = "UNREADABLE"
 TOGETHER = 64  # problems of one shape that are solved in one call, between two steps of the progress bar
+# Statuses whose iterate approaches a solution, so that its residuals say how closely.
+ITERATES = (
+    Status.SOLVED,
+    Status.ALMOST_SOLVED,
+    Status.MAX_ITERATIONS,
+    Status.INSUFFICIENT_PROGRESS,
+    Status.NUMERICAL_ERROR,
+)
 OPTIONAL = {
     "numpy": "reads .npz files",
     "scipy": "reads .mat files",
@@ -38,6 +48,27 @@ OPTIONAL = {
 }
 
 
+VERIFY = (
+    "Compare the Jacobian of the softmax problem with its closed form, and every gradient of the QP layer with values "
+    "that are computed independently of it; print a table of the errors."
+)
+DEMO = (
+    "Verify the derivatives, solve a batch of real problems in one call per shape, and learn the penalty of a lasso "
+    "through its solution; write a plot of the latter."
+)
+FORMS = """\
+The .npz files hold either
+
+  dense blocks   P, G, h, A, b    with Gx <= h and Ax = b, as in solve_qp
+  or coordinates P_row, P_col, P_val, A_row, A_col, A_val, l, u, n, m
+                                  with l <= Ax <= u; every entry of P, both triangles
+
+and in either form q, lb, ub, name, r (the constant of the objective) and f_opt (a known optimum).
+All but q may be absent. A .mat file is one of Maros and Meszaros: P, q, r, A, l, u. An .mps or .qps
+file may have the section QUADOBJ or QMATRIX. Numbers of magnitude 1e20 or more are infinite.
+"""
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
     parser = argparse.ArgumentParser(
@@ -45,24 +76,38 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="info | verify | solve | demo")
     commands.add_parser("info", help="versions, devices, and which engine runs on each").set_defaults(run=_info)
-    commands.add_parser(
-        "verify", help="the softmax Jacobian and every gradient of the QP layer against independent values"
-    ).set_defaults(run=_verify)
-    files = commands.add_parser("solve", help="solve the problems in .npz, .mat, .mps and .qps files")
-    files.add_argument("files", nargs="+", type=Path, metavar="FILE")
+    against = "the softmax Jacobian and every gradient of the QP layer against independent values"
+    check = commands.add_parser("verify", help=against, description=f"{VERIFY} The exit code is 1 when one is wrong.")
+    check.set_defaults(run=_verify)
+    files = commands.add_parser(
+        "solve",
+        help="solve the problems in .npz, .mat, .mps and .qps files",
+        description="Solve each problem and print a table; the exit code is 1 when one of them was not solved.",
+        epilog=FORMS,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    files.add_argument("files", nargs="+", type=Path, metavar="FILE", help="a problem each; the suffix says the form")
     files.add_argument("--eps", type=float, help="absolute and relative accuracy (default: 1e-9)")
     files.add_argument("--max-iter", type=int, default=Settings.max_iter, help="default: %(default)s")
     files.add_argument("--output", type=Path, metavar="DIR", help="write each solution to DIR/NAME.solution.npz")
     files.add_argument("--json", action="store_true", help="print JSON instead of a table")
     files.set_defaults(run=_solve)
-    show = commands.add_parser("demo", help="the whole layer on real input: solve, differentiate, train, verify")
-    show.add_argument("--output", type=Path, default=Path("out"), metavar="DIR", help="default: %(default)s")
-    show.set_defaults(run=lambda options: demo.run(options.output))
-    options = parser.parse_args(arguments)
+    show = commands.add_parser(
+        "demo",
+        help="the whole layer on real input: solve, differentiate, train, verify",
+        description=f"{DEMO} The exit code is 1 when a check failed.",
+    )
+    plot = "where the plot goes (default: %(default)s)"
+    show.add_argument("--output", type=Path, default=Path("out"), metavar="DIR", help=plot)
+    show.set_defaults(run=_demo)
+    options, unknown = parser.parse_known_args(arguments)
+    command = commands.choices[options.command]
+    if unknown:
+        command.error(f"unrecognized arguments: {' '.join(unknown)}")
     try:
         return int(options.run(options))
     except SettingsError as error:
-        parser.error(str(error))
+        command.error(str(error))
 
 
 def _info(_: argparse.Namespace) -> int:
@@ -79,6 +124,11 @@ def _info(_: argparse.Namespace) -> int:
     return 0
 
 
+def _demo(options: argparse.Namespace) -> int:
+    _make_folder(options.output)
+    return demo.run(options.output)
+
+
 def _verify(_: argparse.Namespace) -> int:
     report = verify.run()
     print(verify.text(report))
@@ -87,37 +137,43 @@ def _verify(_: argparse.Namespace) -> int:
 
 @dataclass(frozen=True)
 class Row:
-    """What is told of one file; NaN where a number is not known."""
+    """What is told of one file.
+
+    NaN or ``None`` where a number is not known: the objective of a problem that was not solved, the residuals of one
+    of which no iterate approaches a solution, everything of a file that cannot be read.
+    """
 
     file: str
     name: str
-    n: int = 0
-    m: int = 0
-    p: int = 0
-    status: str = "UNREADABLE"
+    n: int | None = None
+    m: int | None = None
+    p: int | None = None
+    status: str = UNREADABLE
     objective: float = math.nan
     optimum: float = math.nan
     primal_residual: float = math.nan
     dual_residual: float = math.nan
     duality_gap: float = math.nan
-    iterations: int = 0
+    iterations: int | None = None
     milliseconds: float = math.nan
     advice: str = ""
+    error: str | None = None
 
     @classmethod
     def of(cls, path: Path, instance: Instance, solution: Solution, milliseconds: float) -> "Row":
-        residuals = solution.residuals()
         status = Status(int(solution.status))
+        residuals = solution.residuals()
+        found = status in ITERATES
         return cls(
             str(path),
             instance.name,
             *instance.shape,
             status.name,
-            instance.objective(float(residuals.objective)),
+            instance.objective(float(residuals.objective)) if status == Status.SOLVED else math.nan,
             instance.optimum if status == Status.SOLVED else math.nan,
-            float(residuals.primal),
-            float(residuals.dual),
-            float(residuals.gap),
+            float(residuals.primal) if found else math.nan,
+            float(residuals.dual) if found else math.nan,
+            float(residuals.gap) if found else math.nan,
             int(solution.iterations),
             milliseconds,
             "" if status == Status.SOLVED else f"{status.diagnosis} {status.advice}",
@@ -128,7 +184,7 @@ def _solve(options: argparse.Namespace) -> int:
     settings = Settings(options.eps, options.eps, options.max_iter, on_failure="ignore")
     if options.output:
         _check_names(options.files)
-        options.output.mkdir(parents=True, exist_ok=True)
+        _make_folder(options.output)
     rows: dict[int, Row] = {}
     shapes: dict[tuple[int, int, int], list[tuple[int, Instance]]] = {}
     for k, path in enumerate(progress(options.files, len(options.files), "read")):
@@ -136,7 +192,7 @@ def _solve(options: argparse.Namespace) -> int:
             instance = read(path)
             shapes.setdefault(instance.shape, []).append((k, instance))
         except (ProblemError, OSError, ImportError) as error:
-            rows[k] = Row(str(path), path.stem, advice=str(error))
+            rows[k] = Row(str(path), path.stem, error=str(error))
     calls = [group[i : i + TOGETHER] for group in shapes.values() for i in range(0, len(group), TOGETHER)]
     for call in progress(calls, len(calls), "solve"):
         instances = [instance for _, instance in call]
@@ -150,6 +206,15 @@ def _solve(options: argparse.Namespace) -> int:
     report = [rows[k] for k in sorted(rows)]
     print(_json(report) if options.json else _text(report))
     return 0 if all(row.status == Status.SOLVED.name for row in report) else 1
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise SettingsError(f"--output is {folder}, where no folder can be made: {error.strerror}") from error
+    if not os.access(folder, os.W_OK):
+        raise SettingsError(f"--output is {folder}, where nothing may be written")
 
 
 def _check_names(files: Sequence[Path]) -> None:
@@ -166,11 +231,10 @@ def _text(report: Sequence[Row]) -> str:
     for r in report:
         numbers = [_text_of(v, ".1e") for v in (r.primal_residual, r.dual_residual, r.duality_gap)]
         time_and_optimum = [_text_of(r.milliseconds, ".1f"), *([_text_of(r.optimum, ".9g")] if known else [])]
-        cells.append(
-            [r.name, r.n, r.m, r.p, r.status, _text_of(r.objective, ".9g"), *numbers, r.iterations, *time_and_optimum]
-        )
+        n, m, p, iterations = ("" if v is None else v for v in (r.n, r.m, r.p, r.iterations))
+        cells.append([r.name, n, m, p, r.status, _text_of(r.objective, ".9g"), *numbers, iterations, *time_and_optimum])
     lines = [table(header + (["known optimum"] if known else []), cells), ""]
-    lines += [f"{r.name}: {r.status}. {r.advice}" for r in report if r.advice]
+    lines += [f"{r.name}: {r.status}. {r.error or r.advice}" for r in report if r.error or r.advice]
     solved = sum(r.status == Status.SOLVED.name for r in report)
     return "\n".join([*lines, f"{solved} of {len(report)} solved"])
 

@@ -46,19 +46,19 @@ def _is_number(cell: str) -> bool:
 
 
 def progress(items: Iterable[T], total: int, what: str) -> Iterator[T]:
-    """The items, with a bar of tqdm on standard error, or a line every few seconds where tqdm is not installed."""
+    """The items, with progress on standard error if that is a terminal: a bar of tqdm, or a line every few seconds."""
     try:
         from tqdm import tqdm
     except ImportError:
         yield from _lines(items, total, what)
     else:
-        yield from tqdm(items, total=total, desc=what, file=sys.stderr, leave=False)
+        yield from tqdm(items, total=total, desc=what, file=sys.stderr, leave=False, disable=None)
 
 
 def _lines(items: Iterable[T], total: int, what: str) -> Iterator[T]:
     said = time.monotonic()
     for done, item in enumerate(items):
-        if time.monotonic() - said > QUIET:
+        if sys.stderr.isatty() and time.monotonic() - said > QUIET:
             said = time.monotonic()
             sys.stderr.write(f"{what}: {done} of {total}\n")
         yield item

@@ -46,6 +46,9 @@ def test_solve_fails_when_one_problem_does_and_says_why(
     found = capsys.readouterr().out
     assert "empty: PRIMAL_INFEASIBLE. No point satisfies the constraints" in found
     assert "nowhere: UNREADABLE. nowhere.npz: no such file" in found
+    rows = [line.split() for line in found.splitlines()[3:5]]
+    assert rows[0][:-1] == ["empty", "1", "2", "0", "PRIMAL_INFEASIBLE", rows[0][5]]  # iterations and time follow
+    assert rows[1] == ["nowhere", "UNREADABLE"]
     assert found.endswith("1 of 3 solved\n")
 
 
@@ -53,8 +56,11 @@ def test_solve_prints_json_that_any_reader_takes(good: list[str], bad: str, caps
     assert main(["solve", "--json", *good, bad, "nowhere.npz"]) == 1
     free, _, empty, nowhere = json.loads(capsys.readouterr().out)
     assert free["status"] == "SOLVED" and free["objective"] == -0.5 and free["optimum"] is None
-    assert empty["status"] == "PRIMAL_INFEASIBLE"
-    assert nowhere["status"] == "UNREADABLE" and nowhere["objective"] is None
+    numbers = ("objective", "primal_residual", "dual_residual", "duality_gap")
+    assert empty["status"] == "PRIMAL_INFEASIBLE" and empty["advice"] and empty["error"] is None
+    assert all(empty[key] is None for key in numbers)
+    assert nowhere["status"] == "UNREADABLE" and nowhere["error"] == "nowhere.npz: no such file"
+    assert all(nowhere[key] is None for key in (*numbers, "n", "m", "p", "iterations"))
 
 
 def test_solve_writes_solutions(good: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -77,6 +83,9 @@ def test_solve_obeys_its_limits(tmp_path: Path, capsys: pytest.CaptureFixture[st
     np.savez(path, P_row=row, P_col=col, P_val=(M.T @ M).ravel(), q=M[0], lb=np.zeros(12))
     assert main(["solve", "--max-iter", "1", path]) == 1
     assert "MAX_ITERATIONS" in capsys.readouterr().out
+    assert main(["solve", "--max-iter", "1", "--json", path]) == 1
+    (stopped,) = json.loads(capsys.readouterr().out)
+    assert stopped["objective"] is None and stopped["dual_residual"] > 0  # how far it came
     iterations = []
     for eps in ("1e-2", "1e-9"):
         assert main(["solve", "--json", "--eps", eps, path]) == 0
@@ -91,6 +100,60 @@ def test_a_wrong_setting_is_a_wrong_command(good: list[str], capsys: pytest.Capt
         main(["solve", "--eps", "-1", good[0]])
     assert stop.value.code == 2
     assert "eps_abs is -1.0, expected" in capsys.readouterr().err
+
+
+def test_a_folder_that_cannot_be_made_is_a_wrong_command(
+    good: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("")
+    for command in (["solve", good[0]], ["demo"]):
+        with pytest.raises(SystemExit) as stop:
+            main([*command, "--output", str(tmp_path / "file" / "out")])
+        assert stop.value.code == 2
+        found = capsys.readouterr().err
+        assert found.startswith(f"usage: optlayer {command[0]} ")
+        assert "file/out, where no folder can be made: Not a directory" in found
+    monkeypatch.setattr("os.access", lambda *_: False)
+    with pytest.raises(SystemExit) as stop:
+        main(["solve", good[0], "--output", str(tmp_path)])
+    assert stop.value.code == 2 and "where nothing may be written" in capsys.readouterr().err
+
+
+def test_a_wrong_option_prints_the_usage_of_its_command(good: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    for options in (["--epsilon", "1"], ["--eps", "small"], ["--max-iter", "0"], ["--wrong"]):
+        with pytest.raises(SystemExit) as stop:
+            main(["solve", good[0], *options])
+        assert stop.value.code == 2
+        assert capsys.readouterr().err.startswith("usage: optlayer solve [-h]")
+
+
+def test_a_folder_given_as_a_file_is_said_to_be_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["solve", str(tmp_path)]) == 1
+    assert "is a directory, expected a file" in capsys.readouterr().out
+
+
+def test_solve_takes_dense_blocks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    dense = {"P": np.eye(2), "q": [-3.0, 0.0], "G": [[1.0, 2.0]], "h": [2.0], "A": [[1.0, -1.0]], "b": [0.0]}
+    np.savez(tmp_path / "dense.npz", **dense, lb=0.0)
+    assert main(["solve", "--json", str(tmp_path / "dense.npz")]) == 0
+    (row,) = json.loads(capsys.readouterr().out)
+    assert (row["n"], row["m"], row["p"]) == (2, 1, 1)
+    assert row["objective"] == pytest.approx(4 / 9 - 2)
+
+
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        ("solve", ["a problem each", "P, G, h, A, b", "P_row, P_col, P_val, A_row, A_col, A_val, l, u", "f_opt"]),
+        ("verify", ["closed form", "exit code is 1"]),
+        ("demo", ["lasso", "where the plot goes"]),
+    ],
+)
+def test_help_says_what_a_command_does(command: str, words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main([command, "--help"])
+    found = " ".join(capsys.readouterr().out.split())
+    assert all(word in found for word in words)
 
 
 def test_info_tells_versions_devices_and_engines(capsys: pytest.CaptureFixture[str]) -> None:
