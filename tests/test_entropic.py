@@ -424,8 +424,10 @@ def test_the_iteration_limit():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"eps": 0.0}, "eps is 0.0"),
-        ({"eps": -1.0}, "is -1.0"),
+        ({"eps": 0.0}, "^eps is 0.0, expected"),
+        ({"eps": -1.0}, "^eps is -1.0, expected"),
+        ({"eps": float("nan")}, "^eps is nan, expected"),
+        ({"eps": "1e-9"}, "^eps is '1e-9', expected"),
         ({"max_iter": 0}, "max_iter is 0"),
         ({"on_failure": "shrug"}, "on_failure is 'shrug'"),
     ],

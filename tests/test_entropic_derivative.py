@@ -115,6 +115,32 @@ def test_the_sum_is_constant():
 # ---- the edges -------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize(("dtype", "tau"), [(torch.float64, 1e-320), (torch.float32, 1e-39)])
+def test_a_temperature_whose_reciprocal_overflows(dtype, tau):
+    """x is a vertex, which nothing moves but an active cap."""
+    solution = solve_softmax(torch.tensor([2.0, 1.0, 0.0], dtype=dtype), tau)
+    assert solution.solved and solution.x.tolist() == [1, 0, 0]
+    assert (solution.jacobian("theta") == 0).all() and (solution.jacobian("temperature") == 0).all()
+    upper = torch.tensor([0.25, 1.0, 1.0], dtype=dtype)
+    solution = solve_softmax(torch.tensor([2.0, 2.0, 0.0], dtype=dtype), tau, upper)
+    assert solution.solved
+    assert_close(solution.jacobian("upper"), torch.tensor([[1.0, 0, 0], [-1, 0, 0], [0, 0, 0]], dtype=dtype))
+
+
+def test_caps_that_sum_to_one_are_weakly_active():
+    solution = solve_softmax(normal(4), 1.0, double([0.1, 0.2, 0.3, 0.4]))
+    assert solution.weakly_active == 4 and ((solution.free > 0) & (solution.free < 1)).all()
+
+
+def test_the_record_knows_the_temperature_of_each_element_after_vmap():
+    """Also where the batch that vmap hides is as large as the one that it leaves."""
+    theta, tau = normal(3, 3, 4), double([0.1, 1.0, 10.0])
+    mapped, whole = vmap(solve_softmax)(theta, tau), solve_softmax(theta, tau[:, None])
+    assert mapped.temperature.shape == whole.temperature.shape == (3, 3)
+    for parameter in ("theta", "temperature"):
+        assert_close(mapped.jacobian(parameter), whole.jacobian(parameter))
+
+
 def test_a_weakly_active_cap_has_the_central_derivative():
     """The cap equals the softmax probability: the two one-sided derivatives are averaged, here half and half."""
     theta = double([1.0, 0.0])

@@ -12,13 +12,17 @@ and differentiating gives one symmetric system for tangents and cotangents, K (u
           I              0  -D ].
 
 Let f be the share of each variable that its cap leaves free: 1 below the cap, 0 at the cap, and between the two at a
-cap that is active with z = 0 (D = f x / ((1 - f) tau)).  With W = f x / tau the solution is
+cap that is active with z = 0 (D = f x / ((1 - f) tau)).  With w = f x the solution is
 
-    u_y = (W'r_x + (1 - f)'r_z - r_y) / sum W
-    u_x = W (r_x - u_y) + (1 - f) r_z
+    u_y = (w'r_x + tau ((1 - f)'r_z - r_y)) / sum w
+    u_x = w (r_x - u_y) / tau + (1 - f) r_z
     u_z = (1 - f) (r_x - u_y - tau r_z / x)
 
-and it divides by x at caps only, so that it holds where x underflows to zero.  log x moves by (r_x - u_y - u_z) / tau.
+and it divides by x at caps only, so that it holds where x underflows to zero, and by tau only what vanishes with tau,
+so that it holds where 1 / tau overflows.  log x moves by (r_x - u_y - u_z) / tau.
+
+A row and diagonals are all there is, so that this solve takes O(n) operations where the dense one of optlayer.kkt would
+take O(n^3), and would need a 1/x that may overflow.
 
 This solve is a handful of plain tensor operations, and x, log x and tau in it are themselves differentiable.  So its
 own derivative is what torch makes of them, and every order follows from the first without a second rule.  Held fixed is
@@ -75,19 +79,20 @@ class KKT:
         x = torch.where(self.failed, 0, x)
         at_zero = self.failed | (log_x == -torch.inf)
         self.slope = torch.where(at_zero, self.failed.to(x.dtype), log_x + 1)  # of x log x
-        self.weights = free * x / self.tau
+        self.share = free * x
         self.capped = 1 - free
         # At a cap of zero x and log x do not move, and z has no derivative: a stiffness of zero leaves all three alone.
         self.stiffness = self.capped * torch.where(x > 0, self.tau / torch.where(x > 0, x, 1), 0)
-        total = self.weights.sum(-1, keepdim=True)
-        self.schur = torch.where(total > 0, total, 1)
+        total = self.share.sum(-1, keepdim=True)
+        self.total = torch.where(total > 0, total, 1)
 
     def solve(self, rx: Tensor, ry: Tensor | None, rz: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         """u_x, u_y, u_z for r_x (*batch, n), r_y (*batch, 1), r_z (*batch, n); leading dimensions are more r's."""
         rz = rx.new_zeros(1) if rz is None else rz
-        load = (self.weights * rx + self.capped * rz).sum(-1, keepdim=True)
-        uy = (load if ry is None else load - ry) / self.schur
-        ux = self.weights * (rx - uy) + self.capped * rz
+        room = (self.capped * rz).sum(-1, keepdim=True)
+        room = room if ry is None else room - ry
+        uy = (self.share * rx).sum(-1, keepdim=True) / self.total + self.tau * room / self.total
+        ux = self.share * (rx - uy) / self.tau + self.capped * rz
         uz = self.capped * (rx - uy) - self.stiffness * rz
         touched = (rx != 0).any(-1, keepdim=True) | (rz != 0).any(-1, keepdim=True)
         if ry is not None:
@@ -120,7 +125,7 @@ class Softmax(Function):
         if gl is not None:  # log x moves by (r_x - u_y - u_z) / tau
             gl = gl / kkt.tau
             gy, gz = add(gy, -gl.sum(-1, keepdim=True)), add(gz, -gl)
-        ux, _, uz = kkt.solve(torch.zeros_like(kkt.weights) if gx is None else gx, gy, gz)
+        ux, _, uz = kkt.solve(torch.zeros_like(kkt.share) if gx is None else gx, gy, gz)
         ux = ux if gl is None else ux + gl
         wants = ctx.needs_input_grad
         return (
@@ -135,7 +140,7 @@ class Softmax(Function):
         dtheta, dtau, dupper = tangents[:3]
         with forward_mode():
             kkt = KKT(*primals(ctx))
-            r = torch.zeros_like(kkt.weights) if dtheta is None else dtheta
+            r = torch.zeros_like(kkt.share) if dtheta is None else dtheta
             if dtau is not None:
                 r = r - kkt.slope * dtau.unsqueeze(-1)
             dx, dy, dz = kkt.solve(r, None, dupper)

@@ -19,7 +19,8 @@ In relative steps xi = dx / x the KKT system of an iteration is a diagonal and o
     (1 + v + x z / s) xi + c l = r1,        (c x)'xi = r2                                       (class System)
 
 One problem is a column.  Vectors over the variables are (n, B), scalars of a problem (B,), and these broadcast as they
-are.  Every column is computed as if it were alone, to the last bit, and stays as it is once it is done.
+are.  A column is computed as if it were alone: its neighbours' values change no bit of it, though the batch size may
+change the rounding of a sum.  It stays as it is once it is done.
 """
 
 from __future__ import annotations

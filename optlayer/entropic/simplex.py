@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -136,13 +137,13 @@ def solve_softmax(
             f"the batch dimensions of theta {tuple(theta.shape[:-1])}, temperature {tuple(temperature.shape)} "
             f"and upper {tuple(upper_batch)} do not broadcast"
         ) from None
-    settings = Settings(eps_abs=eps, max_iter=max_iter, on_failure=on_failure)  # type: ignore[arg-type]  # it checks
     if eps is None:
         eps = DEFAULT_EPS[working_dtype(theta, "theta")]
-    if eps <= 0:
+    elif isinstance(eps, bool) or not isinstance(eps, (int, float)) or not 0 < eps < math.inf:
         raise SettingsError(f"eps is {eps!r}, expected None or a finite number > 0")
+    settings = Settings(max_iter=max_iter, on_failure=on_failure)  # type: ignore[arg-type]  # it checks
     raw = solve(theta, temperature, upper, eps, settings.max_iter, settings.on_failure)
-    return SoftmaxSolution(*raw, temperature=temperature)
+    return SoftmaxSolution(*raw, temperature=temperature.expand(raw.status.shape))
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -159,13 +160,13 @@ class SoftmaxSolution:
             temperature (log sum exp(theta / temperature) - 1).
         z_upper: (*batch, n), the multipliers of x <= upper, >= 0; +inf at a cap of zero, where it has no derivative.
         free: (*batch, n), what share of each variable its cap leaves free: 1 below the cap, 0 at the cap, and between
-            the two where the cap is active with a multiplier of zero.
+            the two where the cap counts in `weakly_active`.
         status: (*batch) int64, an :class:`optlayer.Status` each.  PRIMAL_INFEASIBLE: the caps sum to less than one or
             one of them is negative, or theta is -inf throughout.  INVALID_DATA: a NaN, theta = +inf, or a temperature
             that is not positive and finite.
         iterations: (*batch) int64, interior point iterations.
         residual: (*batch), the largest violation of the optimality conditions, in units of x and of the temperature.
-        temperature: (*batch) or of a shape that broadcasts to it, as given.
+        temperature: (*batch).
     """
 
     x: Tensor
@@ -185,8 +186,9 @@ class SoftmaxSolution:
 
     @property
     def weakly_active(self) -> Tensor:
-        """(*batch) int64: how many caps are active with a multiplier of zero.
+        """(*batch) int64: how many caps are active with a multiplier of zero, or that may be chosen as zero.
 
+        The latter is so where the caps sum to one: all of them are active then, and the multipliers are not unique.
         Where there are any, x has one-sided derivatives only, and those returned lie between them.
         """
         return ((self.free > 0) & (self.free < 1)).sum(-1)
