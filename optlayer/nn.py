@@ -2,6 +2,7 @@
 """Optimisation problems as modules: some of their data are learned, some arrive as input."""
 
 import math
+import operator
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -11,13 +12,14 @@ from torch.nn import functional
 
 from .derivative.tracing import full_precision
 from .entropic import softmax
-from .errors import ProblemError
-from .problem import HUGE, NAMES, matvec
+from .errors import ProblemError, SettingsError
+from .problem import FULL, HUGE, NAMES, matvec
 from .qp import solve_qp
 from .settings import Settings
 from .solution import Solution
 
 RIGHT_HAND_SIDES = ("h", "b", "lb", "ub")
+SHAPES = {"P": "nn", "q": "n", "G": "mn", "h": "m", "A": "pn", "b": "p", "lb": "n", "ub": "n"}
 ONE = math.log(math.expm1(1.0))  # softplus(ONE) = 1
 
 
@@ -42,17 +44,21 @@ class QPLayer(nn.Module):
     Args:
         n, m, p: number of variables, rows of G and rows of A.
         inputs: names of the blocks that ``forward`` takes, in its order.
-        constants: blocks that stay as they are, tensors or for lb and ub also numbers; they are buffers.
+        constants: blocks that stay as they are, tensors or for lb and ub also numbers; they are buffers.  Tensors are
+            taken to ``device`` and ``dtype`` where these are given, else they must have the parameters' dtype.
         learned: names of the blocks that are learned.  By default all of P, q, G, h, A and b that the problem has and
             that are neither input nor constant; bounds are learned only on request.
         feasible: whether the problem is feasible by construction.
         epsilon: lower bound of the eigenvalues of a learned P, >= 0.
-        settings: how to solve, see :class:`optlayer.Settings`.
+        settings: how to solve, see :class:`optlayer.Settings`; its fields may also be given by name, as to
+            :func:`optlayer.solve_qp`.
         generator: source of the initial values; by default torch's, hence reproducible by ``torch.manual_seed``.
         device, dtype: of the parameters.
+        **overrides: fields of ``settings``, such as ``eps_abs=1e-6``.
 
     Raises:
         ProblemError: the blocks do not make one problem.
+        SettingsError: ``settings`` is no :class:`optlayer.Settings`, or a setting is unknown or out of its range.
 
     Shapes:
         The inputs are those of :func:`optlayer.solve_qp`, the output is x, (*batch, n).
@@ -84,10 +90,15 @@ class QPLayer(nn.Module):
         generator: torch.Generator | None = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
+        **overrides: Any,
     ) -> None:
         super().__init__()
+        if settings is not None and not isinstance(settings, Settings):
+            raise SettingsError(f"settings is {settings!r}, expected an optlayer.Settings")
+        if overrides:
+            settings = (settings or Settings()).override(**overrides)
         constants = dict(constants or {})
-        self.n, self.m, self.p = n, m, p
+        self.n, self.m, self.p = n, m, p = _sizes(n, m, p)
         self.inputs = tuple(inputs)
         self.constants = tuple(name for name in NAMES if name in constants)
         if learned is None:
@@ -98,19 +109,15 @@ class QPLayer(nn.Module):
         self.feasible, self.epsilon, self.settings = feasible, epsilon, settings
         self._check_blocks({*self.inputs, *constants, *learned})
 
-        shapes = {"P": (n, n), "q": (n,), "G": (m, n), "h": (m,), "A": (p, n), "b": (p,), "lb": (n,), "ub": (n,)}
         for name in self.learned:
             if feasible and name == "b":
                 continue
-            values = torch.empty(shapes[name], device=device, dtype=dtype)
+            values = torch.empty([getattr(self, size) for size in SHAPES[name]], device=device, dtype=dtype)
             self.register_parameter(self._parameter_of(name), nn.Parameter(values))
         if feasible:
             self.register_parameter("z0", nn.Parameter(torch.empty(n, device=device, dtype=dtype)))
         for name in self.constants:
-            value = constants[name]
-            if not isinstance(value, Tensor):
-                value = torch.tensor(value, device=device, dtype=dtype or torch.get_default_dtype())
-            self.register_buffer(name, value)
+            self.register_buffer(name, self._constant(name, constants[name], device, dtype))
         self.reset_parameters(generator)
 
     def _check_blocks(self, present: set[str]) -> None:
@@ -121,8 +128,6 @@ class QPLayer(nn.Module):
             homes = [group for group, names in groups for found in names if found == name]
             if len(homes) > 1:
                 raise ProblemError(f"{name} is listed in {' and in '.join(homes)}, expected in one place")
-        if self.n < 1 or self.m < 0 or self.p < 0:
-            raise ProblemError(f"n, m, p are {self.n}, {self.m}, {self.p}, expected n >= 1, m >= 0 and p >= 0")
         if not 0 <= self.epsilon < math.inf:
             raise ProblemError(f"epsilon is {self.epsilon}, expected a finite number >= 0")
         if "q" not in present:
@@ -143,6 +148,32 @@ class QPLayer(nn.Module):
                 if name in present and name not in allowed:
                     home = "an input" if name in self.inputs else "a constant"
                     raise ProblemError(f"feasible=True needs {name} to be learned, found it as {home}")
+
+    def _constant(
+        self, name: str, value: Tensor | float, device: torch.device | str | None, dtype: torch.dtype | None
+    ) -> Tensor:
+        """A constant block as the tensor that it will be a buffer of."""
+        standard = dtype or torch.get_default_dtype()
+        if not isinstance(value, Tensor):
+            if name not in ("lb", "ub") or isinstance(value, bool) or not isinstance(value, (int, float)):
+                number = " or a number" if name in ("lb", "ub") else ""
+                raise ProblemError(f"constant {name} is a {type(value).__qualname__}, expected a torch.Tensor{number}")
+            return torch.tensor(value, device=device, dtype=standard)
+        self._check_shape("constant", name, value)
+        value = value.to(device=device, dtype=dtype)
+        parametrised = bool(self.learned) or self.feasible
+        if not value.is_floating_point() or (parametrised and {value.dtype, standard} == set(FULL)):
+            raise ProblemError(f"constant {name} has dtype {value.dtype}, expected {standard}: give the layer a dtype")
+        return value
+
+    def _check_shape(self, home: str, name: str, t: Tensor) -> None:
+        sizes = SHAPES[name]
+        shape = tuple(getattr(self, size) for size in sizes)
+        if (t.ndim == 0 and name in ("lb", "ub")) or tuple(t.shape[-len(shape) :]) == shape:
+            return
+        has = " and ".join(f"{size} = {getattr(self, size)}" for size in dict.fromkeys(sizes))
+        expected = ", ".join(["*batch", *map(str, shape)])
+        raise ProblemError(f"{home} {name} has shape {tuple(t.shape)}, expected ({expected}): this layer has {has}")
 
     def _parameter_of(self, name: str) -> str:
         """The name of the parameter behind a learned block: its own where the parameter is the block itself."""
@@ -213,6 +244,9 @@ class QPLayer(nn.Module):
         given.update(named)
         if missing := [name for name in self.inputs if name not in given]:
             raise ProblemError(f"input {', '.join(missing)} is missing")
+        for name, t in given.items():
+            if isinstance(t, Tensor):  # of anything else solve_qp says what it is
+                self._check_shape("input", name, t)
         blocks: dict[str, Any] = {"P": None, **self.blocks(**given)}
         return solve_qp(**blocks, settings=self.settings)
 
@@ -226,6 +260,18 @@ class QPLayer(nn.Module):
             if names:
                 parts.append(f"{group}=({', '.join(names)})")
         return ", ".join([*parts, f"feasible={self.feasible}", f"epsilon={self.epsilon}"])
+
+
+def _sizes(*sizes: int) -> tuple[int, ...]:
+    """n, m and p as plain integers."""
+    try:
+        n, m, p = (operator.index(size) for size in sizes)
+    except TypeError:
+        n = m = p = -1
+    if n < 1 or m < 0 or p < 0:
+        found = ", ".join(map(repr, sizes))
+        raise ProblemError(f"n, m, p are {found}, expected integers n >= 1, m >= 0 and p >= 0")
+    return n, m, p
 
 
 def _between(t: Tensor, lower: Tensor, upper: Tensor) -> Tensor:

@@ -11,15 +11,13 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
+from processes import join_group, spawn
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from optlayer import ProblemError, Settings, SettingsError, solve_qp
 from optlayer.nn import QPLayer, SoftmaxLayer, _between
 from optlayer.testing import assert_gradients, assert_optimal
-
-# torch's forward mode meets torch's own deprecated torch.jit.script
-pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script.*` is deprecated:DeprecationWarning")
 
 F64 = torch.float64
 
@@ -160,7 +158,19 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"constants": {"q": torch.zeros(4)}}, "q is listed in inputs and in constants, expected in one place"),
     ({"learned": ("P", "q")}, "q is listed in inputs and in learned, expected in one place"),
     ({"inputs": (), "learned": ("P",)}, "q is neither input nor constant nor learned"),
-    ({"n": 0}, "n, m, p are 0, 0, 0, expected n >= 1, m >= 0 and p >= 0"),
+    ({"n": 0}, "n, m, p are 0, 0, 0, expected integers n >= 1, m >= 0 and p >= 0"),
+    ({"n": 2.5}, "n, m, p are 2.5, 0, 0, expected integers n >= 1"),
+    ({"m": "3"}, "n, m, p are 4, '3', 0, expected integers n >= 1"),
+    (
+        {"m": 2, "constants": {"G": torch.zeros(2, 3)}},
+        "constant G has shape (2, 3), expected (*batch, 2, 4): this layer has m = 2 and n = 4",
+    ),
+    ({"constants": {"lb": torch.zeros(3)}}, "constant lb has shape (3,), expected (*batch, 4): this layer has n = 4"),
+    ({"constants": {"P": torch.zeros(4)}}, "constant P has shape (4,), expected (*batch, 4, 4): this layer has n = 4"),
+    ({"constants": {"lb": "0"}}, "constant lb is a str, expected a torch.Tensor or a number"),
+    ({"constants": {"P": 1.0}}, "constant P is a float, expected a torch.Tensor"),
+    ({"constants": {"lb": torch.zeros(4, dtype=F64)}}, "constant lb has dtype torch.float64, expected torch.float32"),
+    ({"constants": {"lb": torch.zeros(4).long()}}, "constant lb has dtype torch.int64, expected torch.float32"),
     ({"epsilon": -1e-4}, "epsilon is -0.0001, expected a finite number >= 0"),
     ({"m": 3, "learned": ("P", "G")}, "m is 3 but of G and h there is ['G']: expected both"),
     ({"inputs": ("q", "b")}, "p is 0 but there is ['b']: expected neither A nor b"),
@@ -196,8 +206,12 @@ def test_wrong_inputs_are_refused() -> None:
         layer(q, h, q=q)
     with pytest.raises(ProblemError, match="input 'b' is unknown or given twice"):
         layer(q, b=h)
-    with pytest.raises(ProblemError, match=re.escape("h has shape (3,), expected (*batch, 2)")):
+    with pytest.raises(ProblemError, match=re.escape("input h has shape (3,), expected (*batch, 2): this layer has m")):
         layer(q, q)
+    with pytest.raises(
+        ProblemError, match=re.escape("input q has shape (4, 2), expected (*batch, 3): this layer has n = 3")
+    ):
+        layer(q_of(2, 4), h)
     with pytest.raises(ProblemError, match=r"P has dtype torch.float64 but q has torch.float32"):
         layer(q.float(), h)
 
@@ -285,8 +299,25 @@ def a_layer_with(layer: nn.Module) -> nn.Module:
 
 def test_settings_are_passed_on() -> None:
     assert a_layer().solve(q_of(4)).settings.max_iter == 90
-    with pytest.raises(SettingsError, match="settings is 5"):
-        QPLayer(2, settings=5)(torch.zeros(2))  # type: ignore[arg-type]
+    with pytest.raises(SettingsError, match=r"settings is 5, expected an optlayer\.Settings"):
+        QPLayer(2, settings=5)  # type: ignore[arg-type]
+
+
+def test_settings_may_be_given_by_name() -> None:
+    layer = QPLayer(3, settings=Settings(max_iter=90), eps_abs=1e-4, dtype=F64)
+    assert layer.settings == Settings(max_iter=90, eps_abs=1e-4)
+    assert layer.solve(q_of(3)).settings.eps_abs == 1e-4
+    assert QPLayer(3).settings is None
+    with pytest.raises(SettingsError, match="'epsabs' is no setting"):
+        QPLayer(3, epsabs=1e-4)
+
+
+def test_constants_are_taken_to_the_dtype_of_the_layer() -> None:
+    layer = QPLayer(3, 1, constants={"G": torch.ones(1, 3), "ub": torch.tensor(2)}, dtype=F64)
+    assert layer.get_buffer("G").dtype is layer.get_buffer("ub").dtype is F64
+    assert_optimal(layer.solve(q_of(3, 5)))
+    fixed = QPLayer(3, constants={"P": torch.eye(3, dtype=F64)})  # nothing is learned: only the input must agree
+    torch.testing.assert_close(fixed(q_of(3)), -q_of(3))
 
 
 def test_every_parameter_has_the_right_gradient() -> None:
@@ -367,7 +398,7 @@ def _data() -> tuple[Tensor, Tensor]:
 
 
 def _worker(rank: int, folder: str) -> None:
-    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+    join_group(rank, folder)
     half = slice(4 * rank, 4 * rank + 4)
     q, target = _data()
     layer = DistributedDataParallel(scrambled(a_layer(), scale=1))
@@ -378,7 +409,7 @@ def _worker(rank: int, folder: str) -> None:
 
 @pytest.mark.slow
 def test_two_processes_train_as_one_does(tmp_path: Path) -> None:
-    torch.multiprocessing.spawn(_worker, (str(tmp_path),), nprocs=2)
+    spawn(_worker, tmp_path)
     alone = _train(scrambled(a_layer(), scale=1), *_data()).state_dict()
     for rank in range(2):
         together = torch.load(tmp_path / f"rank{rank}.pt")
