@@ -190,6 +190,8 @@ def _misshapen(name: str, t: Tensor, q: Tensor) -> ProblemError:
     n = q.shape[-1]
     expected = {"P": f"{n}, {n}", "G": f"m, {n}", "A": f"p, {n}", "h": "m", "b": "p", "lb": f"{n}", "ub": f"{n}"}[name]
     because = "" if name in ("h", "b") else f" because q has shape {tuple(q.shape)}"
+    if because and n == 1 and q.ndim > 1 and t.ndim and t.shape[-1] == q.shape[-2] > 1:
+        because += " (is q a column? expected (*batch, n))"
     return ProblemError(f"{name} has shape {tuple(t.shape)}, expected (*batch, {expected}){because}")
 
 

@@ -2,6 +2,7 @@
 """How to solve: every option of the library, its default and its range, in one place."""
 
 from dataclasses import dataclass, fields, replace
+from difflib import get_close_matches
 from typing import Any, Literal
 
 import torch
@@ -33,7 +34,8 @@ class Settings:
             ``"ignore"`` (return the best iterate).  ``"raise"`` and ``"warn"`` make the host wait for the device.
 
     Raises:
-        SettingsError: a field has a wrong type or a value out of its range; the message names field, found, expected.
+        SettingsError: a name is no field, or a field has a wrong type or a value out of its range; the message names the
+            field, what was found and what was expected.
 
     Example:
         >>> import torch
@@ -48,6 +50,12 @@ class Settings:
     backend: Literal["auto", "reference"] = "auto"
     formulation: Literal["auto", "split", "range"] = "auto"
     on_failure: Literal["nan", "raise", "warn", "ignore"] = "nan"
+
+    def __new__(cls, *_: Any, **given: Any) -> "Settings":
+        for name in given:
+            if name not in cls.__dataclass_fields__:
+                raise _unknown(name)
+        return super().__new__(cls)
 
     def __post_init__(self) -> None:
         _check_eps("eps_abs", self.eps_abs)
@@ -64,7 +72,7 @@ class Settings:
         """These settings with some fields replaced; an unknown name raises :class:`SettingsError`."""
         for name in overrides:
             if name not in NAMES:
-                raise SettingsError(f"{name!r} is no setting, expected one of {', '.join(NAMES)}")
+                raise _unknown(name)
         return replace(self, **overrides) if overrides else self
 
     def resolve(self, dtype: torch.dtype) -> "Settings":
@@ -82,6 +90,13 @@ class Settings:
 
 
 NAMES = tuple(field.name for field in fields(Settings))
+
+
+def _unknown(name: str) -> SettingsError:
+    close = get_close_matches(name, NAMES, 1)
+    mean = f"; did you mean {close[0]!r}?" if close else ""
+    bounds = "; bounds of x are the arguments lb and ub" if name[:1] in "lu" else ""
+    return SettingsError(f"{name!r} is no setting, expected one of {', '.join(NAMES)}{mean}{bounds}")
 
 
 def _check_eps(name: str, value: float | None) -> None:

@@ -121,6 +121,8 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"P": np.zeros((4, 4))}, "P is a numpy.ndarray, expected a torch.Tensor or None"),
     ({"P": 1.0}, "P is a float, expected a torch.Tensor or None"),
     ({"P": zeros(4)}, "P has shape (4,), expected (*batch, 4, 4) because q has shape (4,)"),
+    ({"P": zeros(3, 3), "q": zeros(3, 1)}, "because q has shape (3, 1) (is q a column? expected (*batch, n))"),
+    ({"P": None, "G": zeros(2, 3), "q": zeros(3, 1)}, "q has shape (3, 1) (is q a column? expected (*batch, n))"),
     ({"P": zeros(3, 4)}, "P has shape (3, 4), expected (*batch, 4, 4) because q has shape (4,)"),
     ({"P": zeros(5, 4, 3)}, "P has shape (5, 4, 3), expected (*batch, 4, 4) because q has shape (4,)"),
     ({"P": zeros(4, 4, dtype=torch.float32)}, "P has dtype torch.float32 but q has torch.float64: expected one dtype"),

@@ -3,6 +3,7 @@
 
 import dataclasses
 import pickle
+import re
 from typing import Any
 
 import pytest
@@ -38,6 +39,23 @@ def test_a_wrong_field_is_named_with_what_was_found_and_expected(fields: dict[st
 def test_an_unknown_field_is_named_and_the_known_ones_listed() -> None:
     with pytest.raises(SettingsError, match=r"'eps' is no setting, expected one of eps_abs, eps_rel, max_iter"):
         Settings().override(eps=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("epsabs", "; did you mean 'eps_abs'?"),
+        ("maxiter", "; did you mean 'max_iter'?"),
+        ("lower", "; bounds of x are the arguments lb and ub"),
+        ("upper_bound", "; bounds of x are the arguments lb and ub"),
+        ("Q", ""),
+    ],
+)
+def test_a_misspelt_name_comes_with_the_one_that_was_meant(name: str, hint: str) -> None:
+    with pytest.raises(SettingsError, match=re.escape(f"formulation, on_failure{hint}") + "$"):
+        Settings().override(**{name: 1})
+    with pytest.raises(SettingsError, match=re.escape(f"formulation, on_failure{hint}") + "$"):
+        Settings(**{name: 1})
 
 
 def test_override_changes_the_named_fields_only() -> None:
