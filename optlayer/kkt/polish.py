@@ -10,6 +10,11 @@ Solved and refined, their solution carries no trace of mu. If a multiplier comes
 violated, exactly these rows change sides and K is factorised again (the primal-dual active-set method; Hintermueller,
 Ito, Kunisch 2003); one round is nearly always enough. When no sign is wrong the active set is proven right.
 
+More rows may be active than x needs: they depend on each other and the solution is at a kink, for if one of them moves
+another takes over. Then all active inequalities get large finite weights in proportion to z^2, as they have on the
+central path: equalities hold exactly, and the derivative is an average of the one-sided ones. The surplus is counted
+among the weakly active ones.
+
 Rows with both z and s at rounding level are weakly active: the solution is not differentiable there. They get the
 central value z/s of the interior point, which is one element of the generalised Jacobian and the same for identical
 rows. The last K is the one that derivatives use. Where no active set can be verified, K is the central one, z/s in
@@ -30,8 +35,12 @@ from .system import State, System
 
 ROUNDS = 4
 REFINEMENTS = 10
-Z_SIGN, S_SIGN = 1e-11, 1e-12  # of the largest term of stationarity; of the largest bound, right-hand side or variable
+Z_SIGN, S_SIGN = 1e-11, 1e-12  # of the largest term of stationarity; of the largest variable or row
 WEAK, AMBIGUOUS = 1e-3, 1e6  # a weak row has s, z below 1e-3 of these sizes and s/z between 1e-6 and 1e6
+
+
+DEPENDENT = 1e-9  # squared distance of an active row from those before it, in the metric of H^-1, that counts as none
+SHARED_LEAST, SHARED_MOST = 1e8, 1e10  # weights of active inequalities that depend on each other
 
 
 class Interior(NamedTuple):
@@ -80,7 +89,10 @@ class Trial(NamedTuple):
 
 
 class Attempt(NamedTuple):
-    """What a trial gave: the face's point and weights, which guesses have the wrong sign, which are in doubt."""
+    """What a trial gave: the face's point and weights, which guesses have the wrong sign, which are in doubt.
+
+    surplus (B,) counts the active inequalities that depend on the other active rows.
+    """
 
     x: Tensor
     v: Tensor
@@ -92,6 +104,7 @@ class Attempt(NamedTuple):
     wrong_upper: Tensor
     doubtful_rows: Tensor
     doubtful_box: Tensor
+    surplus: Tensor
     usable: Tensor
     heavy: Tensor
     factors: Tensor | None
@@ -122,7 +135,7 @@ def polish(problem: Program, p: int, live: Tensor, scaling: Scaling, interior: I
             x[at], v[at], z_box[at], sure[at] = a.x, a.v, a.z_box, True
             w[at] = torch.where(a.doubtful_rows, w[at], a.w)
             w_box[at] = torch.where(a.doubtful_box, w_box[at], a.w_box)
-            weak[at] = a.doubtful_rows.sum(-1) + a.doubtful_box.sum(-1)
+            weak[at] = a.doubtful_rows.sum(-1) + a.doubtful_box.sum(-1) + a.surplus
             stale[at] = weak[at] > 0
             if heavy is not None and factors is not None and a.factors is not None:
                 heavy[at], factors[at] = a.heavy, a.factors
@@ -142,13 +155,12 @@ def polish(problem: Program, p: int, live: Tensor, scaling: Scaling, interior: I
 
 def _guess(problem: Program, p: int, live: Tensor, scaling: Scaling, interior: Interior) -> Trial:
     """Rows and bounds whose multiplier exceeds their slack; equalities always, fixed variables apart."""
-    P, q, C, d, lb, ub = problem
+    P, q, C, _, lb, ub = problem
     D, E, c = scaling
     equality = torch.arange(C.shape[1], device=q.device) < p
     forces = [c * D * q, c * D * mv(P, D * interior.x), interior.v[:, p:] * live[:, p:]]
     z_size = norm(torch.cat([*forces, interior.z_lower, interior.z_upper], 1)).clamp(min=1e-300).unsqueeze(-1)
-    bounds = [torch.where(t.isfinite(), t, 0.0) for t in (E * d, lb / D, ub / D)]
-    s_size = norm(torch.cat([bounds[0][:, p:], bounds[1], bounds[2], interior.x], 1)).clamp(min=1.0).unsqueeze(-1)
+    s_size = norm(torch.cat([E * mv(C, D * interior.x), interior.x], 1)).clamp(min=1.0).unsqueeze(-1)
     lower, upper = interior.z_lower > interior.s_lower, interior.z_upper > interior.s_upper
     upper = upper & ~(lower & (interior.z_lower > interior.z_upper))
     free = lb != ub
@@ -173,12 +185,22 @@ def _attempt(trial: Trial, equality: Tensor, keep: bool) -> Attempt:
     idle, inequality = ~(lower | upper | fixed), live & ~equality
     doubtful_lower = _weak(lower, -zb, s_lower, interior.z_lower, interior.s_lower, z_size, s_size)
     doubtful_upper = _weak(upper, zb, s_upper, interior.z_upper, interior.s_upper, z_size, s_size)
+    surplus = _surplus(system.kernel, equality)
+    if surplus.any():
+        largest = torch.maximum(norm(z * inequality), norm(zb * (lower | upper))).clamp(min=1e-300).unsqueeze(-1)
+        shared, shared_box = (
+            (SHARED_MOST * (t / largest).square()).clamp(min=SHARED_LEAST, max=SHARED_MOST) for t in (z, zb)
+        )
+        degenerate = (surplus > 0).unsqueeze(-1)
+        w = torch.where(degenerate & rows & inequality, shared, w)
+        w_box = torch.where(degenerate & (lower | upper), shared_box, w_box)
     return Attempt(
         x=x,
         v=torch.where(equality, v, v.clamp(min=0)),
         z_box=torch.where(lower, z_box.clamp(max=0), torch.where(upper, z_box.clamp(min=0), z_box)),
         w=w,
         w_box=w_box,
+        surplus=surplus,
         wrong_rows=(rows & (z < -tz) | ~rows & (s < -ts)) & inequality,
         wrong_lower=lower & (zb > tz) | idle & (s_lower < -ts),
         wrong_upper=upper & (zb < -tz) | idle & (s_upper < -ts),
@@ -188,6 +210,12 @@ def _attempt(trial: Trial, equality: Tensor, keep: bool) -> Attempt:
         heavy=system.kernel.heavy,
         factors=system.kernel.factors() if keep else None,
     )
+
+
+def _surplus(kernel: SplitFactor, equality: Tensor) -> Tensor:
+    """How many active inequalities depend on the active rows before them; equalities stand first."""
+    pivots = kernel.F.diagonal(dim1=-2, dim2=-1).square()
+    return ((pivots < DEPENDENT * kernel.r.square()) & ~equality[kernel.heavy]).sum(-1)
 
 
 def refactor(problem: Program, face: Face, which: Tensor) -> Face:
@@ -223,5 +251,5 @@ def _weak(active: Tensor, z: Tensor, s: Tensor, z0: Tensor, s0: Tensor, z_size: 
     """Rows whose multiplier (active) or slack (inactive) vanishes and whose interior z0, s0 decide for neither."""
     ratio = s0 / z0
     as_active = active & (z <= Z_SIGN * z_size) & (s0 < WEAK * s_size) & (ratio > 1 / AMBIGUOUS)
-    as_inactive = ~active & (s <= S_SIGN * s_size) & (z0 < WEAK * z_size) & (ratio < AMBIGUOUS)
+    as_inactive = ~active & (s <= S_SIGN * s_size) & (z0 < WEAK * z_size.clamp(min=1.0)) & (ratio < AMBIGUOUS)
     return as_active | as_inactive

@@ -27,6 +27,7 @@ from torch import Tensor
 from .algebra import cholesky, cholesky_solve, lower_solve, lower_solve_transposed, mm
 
 CAP = 100.0  # of data scaled to order one; anything from 1 to 1e4 serves
+SPANNED = 1e-20  # squared distance of a row of order one that counts as none
 LEVELS = (16, 64, 256, 1024)  # numbers of heavy rows that elements are grouped by
 
 
@@ -41,7 +42,7 @@ class SplitFactor:
     V: Tensor | None
 
     def __init__(self, P: Tensor, C: Tensor, w: Tensor, diagonal: Tensor, k: int, cap: float = CAP):
-        self._weigh(C, w, cap, w.topk(k, -1, sorted=False).indices)
+        self._weigh(C, w, cap, heaviest(C, w, k, cap))
         H = torch.baddbmm(P, (C * self.gamma.unsqueeze(-1)).mT, C)
         H.diagonal(dim1=-2, dim2=-1).add_(diagonal)
         self.L, ok = cholesky(H)
@@ -93,6 +94,27 @@ class SplitFactor:
         Vt = lower_solve(L, mm(C.mT, rt)) if self.V is None else mm(self.V, t)
         dx = lower_solve_transposed(L, u - Vt)
         return dx, gamma * (mm(C, dx) - c) + rt
+
+
+def heaviest(C: Tensor, w: Tensor, k: int, cap: float) -> Tensor:
+    """The k heaviest rows of each element (B, k), heaviest first, equals in their order.
+
+    Where more than k are heavy they are chosen such that they span all of them. A heavy row that is left out weighs
+    only `cap`, which does no harm if it depends on those that are kept.
+    """
+    chosen: Tensor = w.argsort(stable=True, dim=-1, descending=True)[:, :k].contiguous()
+    heavy = w > cap
+    over = (heavy.sum(-1) > k).nonzero().squeeze(-1)
+    if over.numel():
+        rest, score = C[over] * heavy[over].unsqueeze(-1), w[over]
+        for _ in range(C.shape[-1]):  # Gram-Schmidt with pivoting: the row farthest from those chosen comes next
+            square, pivot = rest.square().sum(-1).max(-1, keepdim=True)
+            score = score.scatter(1, pivot, torch.where(square > SPANNED, torch.inf, score.gather(1, pivot)))
+            row = rest.gather(1, pivot.unsqueeze(-1).expand(-1, -1, C.shape[-1]))
+            row = row / square.sqrt().clamp(min=1e-300).unsqueeze(-1)
+            rest = rest - (rest @ row.mT) @ row
+        chosen[over] = score.topk(k, -1).indices
+    return chosen
 
 
 class GroupedFactor:

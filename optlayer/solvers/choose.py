@@ -24,7 +24,10 @@ from .newton import Rules
 
 # Entries of the KKT matrices that are worked on at once: a CPU's cache should hold them, a GPU should not run dry.
 CHUNK = {"cpu": 1 << 21, "cuda": 1 << 25}
-PROOF = {torch.float64: 1e-9, torch.float32: 5e-7}  # least relative gap that proves infeasibility, by dtype of the data
+# By dtype of the data: the least relative gap that proves infeasibility, and the floor of delta. Contradictions below
+# the accuracy that was asked for, or below the rounding of the data, prove nothing.
+PROOF = {torch.float64: 1e-9, torch.float32: 5e-7}
+DELTA = {torch.float64: 1e-12, torch.float32: 1e-7}
 
 
 def _qp(
@@ -52,7 +55,8 @@ def _qp(
     batch = _batch(arguments, ops.QP_CORES)
     B = batch.numel()
     n, m, p = q.shape[-1], 0 if h is None else h.shape[-1], 0 if b is None else b.shape[-1]
-    rules = Rules(eps_abs, eps_rel, max_iter, PROOF[q.dtype], q.dtype)
+    proof = max(PROOF[q.dtype], 0.1 * max(eps_abs, eps_rel))
+    rules = Rules(eps_abs, eps_rel, max_iter, proof, q.dtype, DELTA[q.dtype])
     pieces = []
     for part in _parts(B, (n + m + p) ** 2, q.device):
 

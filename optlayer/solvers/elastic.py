@@ -35,7 +35,8 @@ def infeasibility(problem: Standard, p: int, rules: Rules) -> tuple[Tensor, Tens
     at_end = torch.cat([point.y, (point.z * scaled.live)[:, :m]], 1) * scaling.E / scaling.c
     candidates = []
     for v in (at_end, outcome.ray_v):
-        ratio, v, _ = farkas(tmv(problem.C, v), problem.d, v, problem.lb, problem.ub, rules.proof)
+        unit, size = scaling.c * scaling.D, norm(v * scaling.c / scaling.E)
+        ratio, v, _ = farkas(tmv(problem.C, v), problem.d, v, problem.lb, problem.ub, rules.proof, unit, size)
         candidates.append((ratio, v))
     (ratio, v), (early, w) = candidates
     return torch.minimum(ratio, early), torch.where((early < ratio).unsqueeze(-1), w, v)
@@ -64,4 +65,5 @@ def unboundedness(problem: Standard, p: int, rules: Rules) -> tuple[Tensor, Tens
     scaling = equilibrate(cone.P, cone.q, cone.C)
     d = iterate(scale(cone, scaling, p + n), p + n, rules).point.x * scaling.D
     d = d.masked_fill(has_lo & (d < 0) | has_hi & (d > 0) | has_lo & has_hi, 0.0)
-    return ray(q, d, mv(P, d), mv(C, d), p, lb, ub)
+    D, E, c = equilibrate(P, q, C)
+    return ray(q, d, mv(P, d), mv(C, d), p, lb, ub, torch.cat([c * D, E], 1), norm(d / D))

@@ -25,7 +25,7 @@ from ..status import Status
 from .certificate import farkas, ray
 from .newton import PROXIMAL, Newton, Point, Residuals, Rules, Scaled
 
-RHO_MIN, DELTA_MIN = 1e-14, 1e-12  # floors of the proximal terms; rho 1e-12 stalls LPs whose scaled costs are 1e-9
+RHO_MIN = 1e-14  # floor of rho; 1e-12 stalls LPs whose scaled costs are 1e-9
 STALL, AFTER_CONTRACT = 12, 6  # iterations without progress, and iterations granted once the contract is met
 PROGRESS = 0.9  # a residual that falls below this part of its record makes progress
 STUCK = 0.8  # a residual that keeps more than this part of itself over a step may belong to a problem without solution
@@ -162,7 +162,7 @@ def iterate(
         reference = distance.clamp(min=1e-300) if reference is None else reference
         proximal = torch.minimum(proximal, PROXIMAL * (distance / reference).unsqueeze(-1))
         before = (at, r)
-        at, ok = newton.advance(at, r, proximal.clamp(min=RHO_MIN), proximal.clamp(min=DELTA_MIN))
+        at, ok = newton.advance(at, r, proximal.clamp(min=RHO_MIN), proximal.clamp(min=rules.delta))
     if out is None:
         return here
     out.store(ids, here)
@@ -199,7 +199,8 @@ def _certify(
         multipliers.append(step)
     for trial in multipliers if primal.any() else []:
         Cv = tmv(Q.C, trial) * newton.dual_unit
-        ratio, scaled, _ = farkas(Cv, Q.d * newton.row_unit, trial * Q.E / Q.c, lb, ub, rules.proof)
+        v = trial * Q.E / Q.c
+        ratio, scaled, _ = farkas(Cv, Q.d * newton.row_unit, v, lb, ub, rules.proof, Q.c * Q.D, norm(trial))
         found = primal & (rays.status == 0) & (ratio < rules.infeasible)
         rays = rays._replace(
             status=rays.status.masked_fill(found, int(Status.PRIMAL_INFEASIBLE)),
@@ -210,7 +211,7 @@ def _certify(
         directions.append((at.x - last.x, r.Px - seen.Px, r.Cx - seen.Cx))
     for x, Px, Cx in directions if dual.any() else []:
         unscaled = (Q.q * newton.dual_unit, x * Q.D, Px * newton.dual_unit, Cx * newton.row_unit)
-        violation, direction = ray(*unscaled, p, lb, ub)
+        violation, direction = ray(*unscaled, p, lb, ub, torch.cat([Q.c * Q.D, Q.E], 1), norm(x))
         found = dual & (rays.status == 0) & (violation < rules.infeasible)
         rays = rays._replace(
             status=rays.status.masked_fill(found, int(Status.DUAL_INFEASIBLE)),

@@ -33,6 +33,8 @@ RESCUE = 1e-7  # rho and delta where a factorisation breaks down
 STEP, LONG_STEP, LONG = 0.95, 0.9999, 0.9  # fraction to the boundary, and beyond a step of 0.9; 0.99 throughout cycles
 TINY = 1e-40  # floor of s and z
 START_FLOOR = 1e-2  # of s and z in the starting point
+FAR = 1e3  # right-hand sides of inequalities beyond this, of data scaled to order one, do not shape the starting point
+ABSURD = 1e3  # a warm start whose residuals exceed those of the cold one so many times is none
 
 
 class Rules(NamedTuple):
@@ -43,6 +45,7 @@ class Rules(NamedTuple):
     max_iter: int
     proof: float = 1e-9  # least gap, relative to the data, that a certificate must prove
     dtype: torch.dtype = torch.float64  # of the answer: it is judged as rounded
+    delta: float = 1e-12  # floor of delta: equalities that contradict each other by rounding must not drive y away
     relative: float = 1e-9  # bound on the scaled, purely relative residuals
     infeasible: float = 1e-9  # accuracy of certificates; 0 does not look for any
     elastic: float = 0.0  # 1: min 1/2 x'Px + q'x + |e|^2/2 s.t. Gx - e <= h, Ax - e = b
@@ -185,29 +188,38 @@ class Newton:
         return dx, dv[:, : self.p], dz
 
     def start(self, warm: Point | None = None) -> Point:
-        """Mehrotra's starting point, from the system with all weights one; where a warm point is finite, that one."""
+        """Mehrotra's starting point, from the system with all weights one; a warm point where that is no worse by far.
+
+        Inequalities far from the origin of the scaled problem tell nothing about where its solution is: they are left
+        out of the system and get slacks and multipliers afterwards.
+        """
         Q = self.problem
         proximal = torch.full_like(Q.c, PROXIMAL)
-        w = self.on(1 / (1 + self.elastic + proximal))
+        near = Q.live * (self.e <= FAR)
+        w = near / (1 + self.elastic + proximal)
         x, y, z = self._solve(self._factor(w, proximal, proximal), w, -Q.q, Q.d[:, : self.p], self.e)
         s = -z
         if self.N:
-            absent = Q.live == 0
-            s, z = (t + (-1.5 * t.masked_fill(absent, torch.inf)).amax(-1, keepdim=True).clamp(min=0) for t in (s, z))
-            flat = self.on(s * z).sum(-1, keepdim=True) <= 1e-12
-            s, z = self.on(s + flat.to(s)), self.on(z + flat.to(z))
+            apart = near == 0
+            s, z = (t + (-1.5 * t.masked_fill(apart, torch.inf)).amax(-1, keepdim=True).clamp(min=0) for t in (s, z))
+            flat = (s * z * near).sum(-1, keepdim=True) <= 1e-12
+            s, z = near * (s + flat.to(s)), near * (z + flat.to(z))
             half = 0.5 * dot(s, z).unsqueeze(-1)
             ds, dz = (half / t.sum(-1, keepdim=True).clamp(min=1e-300) for t in (z, s))
-            s = (s + ds).clamp(min=START_FLOOR).masked_fill(absent, 1.0)
-            z = (z + dz).clamp(min=START_FLOOR).masked_fill(absent, TINY)
+            s, z = near * (s + ds).clamp(min=START_FLOOR), near * (z + dz).clamp(min=START_FLOOR)
+            mu = dot(s, z).unsqueeze(-1) / near.sum(-1, keepdim=True).clamp(min=1)
+            away = (self.e - self._E(x, mv(Q.C, x))).clamp(min=1.0)
+            s, z = torch.where(apart, away, s), torch.where(apart, mu.clamp(min=START_FLOOR) / away, z)
+            s, z = s.masked_fill(Q.live == 0, 1.0), z.masked_fill(Q.live == 0, TINY)
         cold = Point(x, y, z, s)
         if warm is None:
             return cold
         absent = Q.live == 0
         s = (self.e - self._E(warm.x, mv(Q.C, warm.x))).clamp(min=START_FLOOR).masked_fill(absent, 1.0)
         z = warm.z.clamp(min=START_FLOOR).masked_fill(absent, TINY)
-        finite = torch.cat([warm.x, warm.y, s, z], 1).isfinite().all(-1)
-        return Point(warm.x, warm.y, z, s).where(finite, cold)
+        warm = Point(warm.x, warm.y, z, s)
+        usual, offered = (self.measure(at).worst.amax(0).clamp(min=1.0) for at in (cold, warm))
+        return warm.where(offered < ABSURD * usual, cold)
 
     def measure(self, at: Point) -> Residuals:
         """Residuals of the problem at a point, scaled for the method and unscaled for the contract."""

@@ -30,8 +30,9 @@ from .certificate import farkas
 from .elastic import infeasibility, unboundedness
 from .interior import Outcome, iterate
 from .newton import Point, Rules, Scaled, scale
-from .standard import Standard, convex, judge, restored, standardise
+from .standard import SCALED_CONVEXITY, Standard, convex, judge, restored, standardise, unlimited
 
+EIGENVALUE = 1e-10  # of max |P|: below it a negative eigenvalue of a problem that failed is rounding
 ALMOST = 1e3  # a residual within this factor of its tolerance counts as almost solved
 NO_WORSE = 1e-4  # of the tolerance: below it residuals are rounding and a polished point need not beat them
 
@@ -66,6 +67,7 @@ def solve(
     problem: Program, p: int, rules: Rules, formulation: str, start: Start | None = None, keep: bool = True
 ) -> Solved:
     """Solve a batch of programs with p equality rows each; `keep` hands out the factors."""
+    problem = unlimited(problem, p)
     B, n = problem.q.shape
     r = problem.C.shape[1]
     k, size = SplitFactor.sizes(n, r)
@@ -103,15 +105,20 @@ def _solve_valid(problem: Program, p: int, rules: Rules, formulation: str, start
     scaled = scale(standard, scaling, p)
     L, info = torch.linalg.cholesky_ex(scaled.P)
     definite = info == 0
-    wrong = (~definite).nonzero().squeeze(-1)
-    wrong = wrong[~convex(problem.P[wrong])] if wrong.numel() else wrong
     outcome = _iterate(scaled, standard, p, rules, formulation, start, L, definite)
-    outcome.status[wrong] = int(Status.NON_CONVEX)
-    outcome.iterations[wrong] = 0
     stuck = (outcome.status == Status.INSUFFICIENT_PROGRESS) | (outcome.status == Status.MAX_ITERATIONS)
-    stuck = (stuck | (outcome.status == Status.NUMERICAL_ERROR)).nonzero().squeeze(-1)
-    if stuck.numel() and rules.infeasible:
-        _explain(take(standard, stuck), p, rules, stuck, outcome)
+    stuck = (stuck | (outcome.status == Status.NUMERICAL_ERROR)) & ~(outcome.contract <= 1)
+    doubtful = (~definite).nonzero().squeeze(-1)
+    if doubtful.numel():
+        P = scaled.P[doubtful]
+        wrong = ~(convex(problem.P[doubtful]) & convex(P, SCALED_CONVEXITY))
+        # a tolerated negative eigenvalue that made the method fail is the reason to give
+        wrong |= stuck[doubtful] & (torch.linalg.eigvalsh(P)[:, 0] < -EIGENVALUE * P.abs().amax((-2, -1)))
+        outcome.status[doubtful[wrong]] = int(Status.NON_CONVEX)
+        stuck[doubtful[wrong]] = False
+    some = stuck.nonzero().squeeze(-1)
+    if some.numel() and rules.infeasible:
+        _explain(take(standard, some), p, rules, some, outcome)
     return _finish(problem, standard, scaled, scaling, p, rules, outcome, keep)
 
 
@@ -186,10 +193,10 @@ def _finish(
     """Polish, judge on the data as given, and collect."""
     status = outcome.status
     infeasible = status == Status.PRIMAL_INFEASIBLE
-    ray_box = torch.zeros_like(problem.q)
-    ray_v, ray_x = outcome.ray_v, outcome.ray_x
+    ray_v, ray_box = torch.zeros_like(outcome.ray_v), torch.zeros_like(problem.q)
+    ray_x = outcome.ray_x.masked_fill((status != Status.DUAL_INFEASIBLE).unsqueeze(-1), 0.0)
     if infeasible.any():
-        ray_v, ray_box = _normalised(problem, standard, ray_v, infeasible)
+        ray_v, ray_box = _normalised(problem, standard, outcome.ray_v, infeasible)
     ended = infeasible | (status == Status.DUAL_INFEASIBLE) | (status == Status.NON_CONVEX)
     interior = _interior(scaled, outcome.point, p)
     x, v = scaling.D * interior.x, scaling.E * interior.v / scaling.c
@@ -290,5 +297,6 @@ def _normalised(problem: Program, standard: Standard, v: Tensor, which: Tensor) 
     """Farkas certificates on the data as given: z_box absorbs what it can, fixed variables included, proven gap 1."""
     v = torch.where(standard.live & which.unsqueeze(-1), v, 0.0)
     d = torch.where(standard.live, problem.d, 0.0)
-    _, v, z_box = farkas(tmv(problem.C, v), d, v, problem.lb, problem.ub, 0.0)
+    known = torch.ones_like(problem.q[:, 0])
+    _, v, z_box = farkas(tmv(problem.C, v), d, v, problem.lb, problem.ub, 0.0, 0 * problem.q, known)
     return v, torch.where(which.unsqueeze(-1), z_box, 0.0)

@@ -15,10 +15,12 @@ import torch
 from torch import Tensor
 
 from ..kkt.algebra import dot, mv, tmv
+from ..kkt.program import Program
+from ..problem import HUGE
 from ..status import Status
 
-HUGE = 1e20  # as everywhere in the field: a bound of this size is none
 CONVEXITY = 3e-5  # of max |P|: below it a negative eigenvalue is a rounded datum (VALUES, ICULS0), above it a fact
+SCALED_CONVEXITY = 1e-2  # the same of equilibrated data, where diag(1e6, -1) does not pass for rounded
 
 
 class Standard(NamedTuple):
@@ -51,8 +53,7 @@ def judge(P: Tensor, q: Tensor, C: Tensor, d: Tensor, p: int, lb: Tensor, ub: Te
 
 def standardise(P: Tensor, q: Tensor, C: Tensor, d: Tensor, lb: Tensor, ub: Tensor) -> Standard:
     """Masks for valid data."""
-    live = d < HUGE
-    lb, ub = torch.where(lb <= -HUGE, -torch.inf, lb), torch.where(ub >= HUGE, torch.inf, ub)
+    live = d < torch.inf
     fixed = lb == ub
     d = torch.where(live, d, 0.0)
     value, offset = torch.zeros_like(q), q.new_zeros(q.shape[0])
@@ -70,10 +71,20 @@ def standardise(P: Tensor, q: Tensor, C: Tensor, d: Tensor, lb: Tensor, ub: Tens
     return Standard(P, q, C, d, lb, ub, live, fixed, value, offset)
 
 
-def convex(P: Tensor) -> Tensor:
-    """Whether P + 3e-5 max|P| I has a Cholesky factor, for each element."""
+def unlimited(program: Program, p: int) -> Program:
+    """The same program with infinities where h, lb and ub reach the size that stands for none."""
+    b, h = program.d[:, :p], program.d[:, p:]
+
+    def opened(t: Tensor) -> Tensor:
+        return torch.where(t.abs() >= HUGE, t * torch.inf, t)
+
+    return program._replace(d=torch.cat([b, opened(h)], 1), lb=opened(program.lb), ub=opened(program.ub))
+
+
+def convex(P: Tensor, tolerance: float = CONVEXITY) -> Tensor:
+    """Whether P + tolerance max|P| I has a Cholesky factor, for each element."""
     P = P.clone()
-    P.diagonal(dim1=-2, dim2=-1).add_(CONVEXITY * P.abs().amax((-2, -1)).unsqueeze(-1) + 1e-300)
+    P.diagonal(dim1=-2, dim2=-1).add_(tolerance * P.abs().amax((-2, -1)).unsqueeze(-1) + 1e-300)
     info: Tensor = torch.linalg.cholesky_ex(P).info
     return info == 0
 

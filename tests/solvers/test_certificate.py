@@ -12,6 +12,7 @@ from optlayer.solvers.standard import Standard, standardise
 
 f64 = torch.float64
 inf = torch.inf
+ONE = torch.ones(1, dtype=torch.float64)
 RULES = Rules(eps_abs=1e-9, eps_rel=1e-9, max_iter=200)
 
 
@@ -27,7 +28,7 @@ def test_farkas_by_hand() -> None:
     """x <= 1 and -x <= -2: (1, 1) proves a gap of 1."""
     C = torch.tensor([[[1.0], [-1.0]]], dtype=f64)
     v = row(3, 3)
-    ratio, scaled, z_box = farkas((v.unsqueeze(1) @ C).squeeze(1), row(1, -2), v, None, None, 1e-9)
+    ratio, scaled, z_box = farkas((v.unsqueeze(1) @ C).squeeze(1), row(1, -2), v, None, None, 1e-9, row(1), ONE)
     assert ratio.tolist() == [0.0]
     assert scaled.tolist() == [[1.0, 1.0]]
     assert z_box.tolist() == [[0.0]]
@@ -36,32 +37,32 @@ def test_farkas_by_hand() -> None:
 def test_bounds_absorb_the_residual() -> None:
     """x_0 + x_1 >= 3 with x <= 1: the row alone is no certificate, with the bounds' multipliers it is exact."""
     Cv, d = row(-1, -1), row(-3)
-    ratio, v, z_box = farkas(Cv, d, row(1), row(-inf, -inf), row(1, 1), 1e-9)
+    ratio, v, z_box = farkas(Cv, d, row(1), row(-inf, -inf), row(1, 1), 1e-9, row(1, 1), ONE)
     assert ratio.tolist() == [0.0]
     assert v.tolist() == [[1.0]]
     assert z_box.tolist() == [[1.0, 1.0]]
 
 
 def test_no_gap_proves_nothing() -> None:
-    ratio, _, _ = farkas(row(0.0), row(0.0), row(1.0), None, None, 1e-9)
+    ratio, _, _ = farkas(row(0.0), row(0.0), row(1.0), None, None, 1e-9, row(1), ONE)
     assert ratio.tolist() == [inf]
-    ratio, _, _ = farkas(row(0.0), row(-1e-17), row(1.0), None, None, 1e-9)
+    ratio, _, _ = farkas(row(0.0), row(-1e-17), row(1.0), None, None, 1e-9, row(1), ONE)
     assert ratio.tolist() == [0.0], "relative to its own data the gap is whole"
-    ratio, _, _ = farkas(row(0.0, 0.0), row(1.0, -1.0 - 1e-12), row(1.0, 1.0), None, None, 1e-9)
+    ratio, _, _ = farkas(row(0, 0), row(1.0, -1.0 - 1e-12), row(1, 1), None, None, 1e-9, row(1, 1), ONE)
     assert ratio.tolist() == [inf], "a gap of 1e-12 of the data is below the tolerance of feasibility"
 
 
 def test_ray_by_hand() -> None:
     """min -x_0, x_0 + x_1 <= 1: falls along (1, -1), not along (1, 0)."""
     q, zero = row(-1, 0), row(0, 0)
-    good, d = ray(q, row(2, -2), zero, row(0), 0, None, None)
+    good, d = ray(q, row(2, -2), zero, row(0), 0, None, None, row(1, 1, 1), 2 * ONE)
     assert good.tolist() == [0.0]
     assert d.tolist() == [[1.0, -1.0]]
-    bad, _ = ray(q, row(2, 0), zero, row(2), 0, None, None)
-    assert bad.tolist() == [1.0]
-    bounded, _ = ray(q, row(2, -2), zero, row(0), 0, row(-inf, 0), row(inf, inf))
+    bad, _ = ray(q, row(2, 0), zero, row(2), 0, None, None, row(1, 1, 1), 2 * ONE)
+    assert bad.tolist() == [inf]
+    bounded, _ = ray(q, row(2, -2), zero, row(0), 0, row(-inf, 0), row(inf, inf), row(1, 1, 1), 2 * ONE)
     assert bounded.tolist() == [1.0]
-    rising, _ = ray(q, row(-2, 2), zero, row(0), 0, None, None)
+    rising, _ = ray(q, row(-2, 2), zero, row(0), 0, None, None, row(1, 1, 1), 2 * ONE)
     assert rising.tolist() == [inf]
 
 
@@ -89,3 +90,11 @@ def test_the_steepest_ray_certifies_unboundedness() -> None:
     assert violation[0] < 1e-8
     assert violation[1] > 1e-3
     torch.testing.assert_close(direction[0], torch.tensor([1.0, -1.0], dtype=f64), rtol=1e-8, atol=1e-8)
+
+
+def test_small_units_accuse_nobody() -> None:
+    """1e-10 x = 1 has a solution and 1e-9 curvature is curvature, as equilibrated units tell."""
+    ratio, _, _ = farkas(row(1e-10), row(-1.0), row(1.0), None, None, 1e-9, row(1e10), ONE)
+    assert ratio.tolist() == [inf]
+    violation, _ = ray(row(1, 1), row(0, -1), row(0, -1e-9), row(-1), 0, None, None, row(1, 1e9, 1), ONE)
+    assert violation.tolist() == [inf]

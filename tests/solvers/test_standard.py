@@ -5,7 +5,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from optlayer.solvers.standard import convex, judge, restored, standardise
+from optlayer.kkt.program import Program
+from optlayer.solvers.standard import convex, judge, restored, standardise, unlimited
 from optlayer.status import Status
 
 f64 = torch.float64
@@ -80,7 +81,9 @@ def test_fixed_variables_are_substituted() -> None:
 def test_huge_bounds_and_right_hand_sides_are_none() -> None:
     t = data()
     t["d"][0, 1], t["lb"][0, 0], t["ub"][0, 1] = 1e20, -1e21, 1e30
-    s = standardise(**t)
+    program = unlimited(Program(**t), 1)
+    assert program.lb[0, 1] == -inf
+    s = standardise(*program)
     assert s.live.tolist() == [[True, False]]
     assert s.C[0, 1].tolist() == [0.0, 0.0]
     assert not s.lb.isfinite().any()
