@@ -11,15 +11,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import pytest
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 from optlayer.derivative import Options, solve
-
-# torch's own first use of forward mode meets its own deprecated torch.jit.script
-quiet_torch = pytest.mark.filterwarnings("ignore:`torch.jit.script.*` is deprecated:DeprecationWarning")
 
 OPTIONS = Options(eps_abs=1e-9, eps_rel=1e-9, max_iter=200, backend="auto", formulation="auto", on_failure="nan")
 

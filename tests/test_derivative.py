@@ -4,13 +4,11 @@
 import dense_engine
 import pytest
 import torch
-from regular import OPTIONS, close, loss, outputs, quiet_torch, regular, tracked
+from regular import OPTIONS, close, loss, outputs, regular, tracked
 from torch import Tensor
 from torch.autograd import gradcheck, gradgradcheck
 
 from optlayer.derivative import adjoint, solve
-
-pytestmark = quiet_torch
 
 BLOCKS = {
     "no G": ("G", "h"),

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from processes import needs_compiler
 
 HERE = Path(__file__).resolve().parent
 
@@ -30,7 +31,13 @@ PROCESSES = {
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("backend", "cases"), PROCESSES.values(), ids=PROCESSES.keys())
+@pytest.mark.parametrize(
+    ("backend", "cases"),
+    [
+        pytest.param(backend, cases, id=name, marks=needs_compiler if backend == "inductor" else ())
+        for name, (backend, cases) in PROCESSES.items()
+    ],
+)
 def test_compiled_equals_eager(backend, cases, tmp_path):
     search = os.pathsep.join([str(HERE.parent), str(HERE), *filter(None, [os.environ.get("PYTHONPATH")])])
     run = subprocess.run(

@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))  # the processes are started without pytest's path
 
 import dense_engine
+from processes import join_group, spawn
 from regular import outputs, regular
 from torch.nn.parallel import DistributedDataParallel
 
@@ -33,7 +33,7 @@ class Layer(torch.nn.Module):
 
 
 def work(rank, folder):
-    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+    join_group(rank, folder)
     torch.set_num_threads(1)
     program, _ = regular(8, shared=("P", "G"))
     rest = [program[i] for i in (1, 3, 4, 5, 6, 7)]
@@ -62,7 +62,7 @@ def work(rank, folder):
 @pytest.mark.slow
 @pytest.mark.skipif(not dist.is_available(), reason="this torch has no distributed package")
 def test_two_processes_equal_one(tmp_path):
-    mp.spawn(work, (str(tmp_path),), nprocs=2)
+    spawn(work, tmp_path)
     errors = torch.load(tmp_path / "errors")
     assert set(errors) == set(WAYS)
     assert max(errors.values()) < 1e-12, errors  # sums in another order

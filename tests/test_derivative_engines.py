@@ -4,14 +4,12 @@
 import dense_engine
 import pytest
 import torch
-from regular import OPTIONS, close, loss, outputs, quiet_torch, regular, tracked
+from regular import OPTIONS, close, loss, outputs, regular, tracked
 from torch.autograd import gradcheck, gradgradcheck
 from torch.profiler import ProfilerActivity, profile
 
 from optlayer import ops
 from optlayer.derivative import Raw, linear, solve
-
-pytestmark = quiet_torch
 
 COLD = (None, None, None, None)
 CASES = {

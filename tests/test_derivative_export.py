@@ -6,13 +6,14 @@ import io
 import dense_engine
 import pytest
 import torch
-from regular import OPTIONS, close, loss, outputs, quiet_torch, regular, tracked
+from processes import needs_compiler
+from regular import OPTIONS, close, loss, outputs, regular, tracked
 from torch.autograd import forward_ad
 from torch.export import Dim, export
 
 from optlayer.derivative import adjoint, solve
 
-pytestmark = [quiet_torch, pytest.mark.filterwarnings("ignore::DeprecationWarning:torch")]
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:torch")
 
 
 class Layer(torch.nn.Module):
@@ -67,6 +68,7 @@ def test_saved_and_loaded(exported, program):
     close(torch.export.load(file).module()(*given(program)), outputs(*program))
 
 
+@needs_compiler
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::FutureWarning")
 def test_compiled_ahead_of_time(program, tmp_path):

@@ -4,11 +4,9 @@
 import dense_engine
 import pytest
 import torch
-from regular import OPTIONS, close, loss, outputs, quiet_torch, regular, tracked
+from regular import OPTIONS, close, loss, outputs, regular, tracked
 
 from optlayer.derivative import adjoint, solve
-
-pytestmark = quiet_torch
 
 NAMES = ("P", "q", "G", "h", "A", "b", "lb", "ub")
 BAD = 1  # the element that fails, between two that do not

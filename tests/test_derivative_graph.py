@@ -7,14 +7,12 @@ import weakref
 import dense_engine
 import pytest
 import torch
-from regular import OPTIONS, close, loss, outputs, quiet_torch, regular, tracked
+from regular import OPTIONS, close, loss, outputs, regular, tracked
 from torch._subclasses import FakeTensorMode
 from torch.autograd import forward_ad
 from torch.utils.checkpoint import checkpoint
 
 from optlayer.derivative import solve, tracing, variation
-
-pytestmark = quiet_torch
 
 NAMES = ("P", "q", "G", "h", "A", "b", "lb", "ub")
 MUTATED = r"modified by an inplace operation"

@@ -4,11 +4,9 @@
 import dense_engine
 import pytest
 import torch
-from regular import close, loss, outputs, quiet_torch, regular, tracked
+from regular import close, loss, outputs, regular, tracked
 from torch.autograd import forward_ad
 from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, vjp, vmap
-
-pytestmark = quiet_torch
 
 ALL = tuple(range(8))
 

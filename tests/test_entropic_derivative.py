@@ -5,7 +5,7 @@ import io
 
 import pytest
 import torch
-from regular import quiet_torch
+from processes import needs_compiler
 from test_entropic import assert_close, double, normal, uniform
 from torch import Tensor
 from torch.autograd import forward_ad, grad, gradcheck, gradgradcheck
@@ -15,7 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 from optlayer.entropic import softmax, solve_softmax
 
-pytestmark = [quiet_torch, pytest.mark.filterwarnings("ignore::DeprecationWarning:torch")]
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:torch")
 
 ALL = (0, 1, 2)
 ORDER_ONE = {"check_forward_ad": True, "check_batched_grad": True, "check_batched_forward_grad": True}
@@ -423,6 +423,7 @@ def test_compiled_record():
     assert_close(solution.jacobian("upper"), solve_softmax(theta, tau, upper).jacobian("upper"))
 
 
+@needs_compiler
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::FutureWarning:torch")
 def test_compiled_with_inductor():

@@ -393,7 +393,6 @@ def test_residuals_of_an_empty_batch(batch: tuple[int, ...]) -> None:
         assert t.shape == batch
 
 
-@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")  # torch's own, in its forward mode formulas
 def test_residuals_are_differentiable_in_problem_and_point() -> None:
     problem = random_qp(4, 3, 1, batch=(2,), bounds=True, seed=8)
     given = [t.clone().requires_grad_() for t in (*problem.tensors, *anywhere(problem, (2,), seed=9)) if t is not None]

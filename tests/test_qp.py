@@ -13,9 +13,6 @@ from optlayer import ProblemError, Settings, SettingsError, Solution, SolverErro
 from optlayer.problem import NAMES, Problem
 from optlayer.testing import assert_gradients, assert_optimal, random_qp
 
-# torch's forward mode meets torch's own deprecated torch.jit.script
-pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script.*` is deprecated:DeprecationWarning")
-
 F64 = torch.float64
 VALUES = ("x", "y", "z", "z_box", "s")
 

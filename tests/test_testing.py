@@ -20,9 +20,6 @@ from optlayer.testing import (
     random_qp,
 )
 
-# torch's forward mode meets torch's own deprecated torch.jit.script
-pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script.*` is deprecated:DeprecationWarning")
-
 F64 = torch.float64
 SIZES: dict[str, tuple[int, int, int]] = {"lp": (6, 7, 2), "redundant": (6, 4, 3)}
 
