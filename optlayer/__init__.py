@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Batches of quadratic programs as a differentiable PyTorch layer."""
 
-from . import nn, testing
-from .entropic import softmax
+from . import io, nn, testing
+from .entropic import softmax, solve_softmax
 from .errors import OptlayerError, ProblemError, SettingsError, SolverError
 from .qp import solve_qp
 from .settings import Settings
@@ -13,7 +13,9 @@ __version__ = "0.1.0"
 __all__ = [
     "solve_qp",
     "softmax",
+    "solve_softmax",
     "nn",
+    "io",
     "testing",
     "Solution",
     "Point",

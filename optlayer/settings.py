@@ -34,8 +34,8 @@ class Settings:
             ``"ignore"`` (return the best iterate).  ``"raise"`` and ``"warn"`` make the host wait for the device.
 
     Raises:
-        SettingsError: a name is no field, or a field has a wrong type or a value out of its range; the message names the
-            field, what was found and what was expected.
+        SettingsError: a name is no field, a field has a wrong type, or a value is out of its range; the message names
+            the field, what was found and what was expected.
 
     Example:
         >>> import torch

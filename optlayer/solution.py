@@ -89,7 +89,7 @@ class Solution:
         >>> q = torch.tensor([-1.0, -3.0], dtype=torch.float64)
         >>> solution = solve_qp(torch.eye(2, dtype=torch.float64), q, lb=0, ub=2)
         >>> solution
-        Solution(batch=(), n=2, m=0, p=0, dtype=torch.float64, device=cpu)
+        Solution(1 of 1 solved, batch=(), n=2, m=0, p=0, dtype=torch.float64, device=cpu)
         >>> solution.x.round(decimals=6).tolist(), solution.z_box.round(decimals=6).tolist()
         ([1.0, 2.0], [0.0, 1.0])
         >>> bool(solution.solved), bool(solution.is_optimal(1e-9, 0.0))
@@ -116,6 +116,18 @@ class Solution:
     def solved(self) -> Tensor:
         """(*batch) bool: whether each element is solved to the accuracy that was asked for."""
         return self.status == Status.SOLVED
+
+    def status_names(self) -> Any:
+        """The names of ``status``, such as "SOLVED", in lists nested as the batch is; waits for the device.
+
+        Example:
+            >>> import torch
+            >>> from optlayer import solve_qp
+            >>> bounds = torch.tensor([[0.0], [2.0]], dtype=torch.float64)
+            >>> solve_qp(None, torch.ones(2, 1, dtype=torch.float64), lb=bounds, ub=1.0).status_names()
+            ['SOLVED', 'PRIMAL_INFEASIBLE']
+        """
+        return _names(self.status.tolist())
 
     @property
     def objective(self) -> Tensor:
@@ -192,10 +204,8 @@ class Solution:
         return self.rule.adjoint(self, output, unit, parameter).movedim(0, rank)
 
     def __repr__(self) -> str:
-        return (
-            f"Solution(batch={tuple(self.status.shape)}, n={self.problem.n}, m={self.problem.m}, p={self.problem.p}, "
-            f"dtype={self.x.dtype}, device={self.x.device})"
-        )
+        sizes = f"batch={tuple(self.status.shape)}, n={self.problem.n}, m={self.problem.m}, p={self.problem.p}"
+        return f"Solution({_count(self.status)}{sizes}, dtype={self.x.dtype}, device={self.x.device})"
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -233,6 +243,22 @@ class KKT:
         solution = self.solution
         parts = zip((r_x, r_y, r_z, r_box), (solution.x, solution.y, solution.z, solution.z_box), strict=True)
         return solution.rule.linear(solution, Point(*(torch.zeros_like(w) if r is None else r for r, w in parts)))
+
+    def __repr__(self) -> str:
+        problem = self.solution.problem
+        return f"KKT(batch={tuple(self.solution.status.shape)}, n={problem.n}, m={problem.m}, p={problem.p})"
+
+
+def _count(status: Tensor) -> str:
+    """How many elements are solved, where that can be told at once: of plain tensors on the CPU, outside of tracing."""
+    traced = torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
+    if type(status) is not Tensor or status.device.type != "cpu" or traced:
+        return ""
+    return f"{int((status == Status.SOLVED).sum())} of {status.numel()} solved, "
+
+
+def _names(status: Any) -> Any:
+    return [_names(s) for s in status] if isinstance(status, list) else Status(status).name
 
 
 def _flatten(solution: Solution) -> tuple[list[Any], tuple[Settings, Rule]]:

@@ -46,8 +46,37 @@ def test_shapes_and_dtypes(solution: Solution, problem: Problem) -> None:
     assert solution.problem.tensors == problem.tensors
 
 
-def test_it_prints_without_its_values(solution: Solution) -> None:
-    assert repr(solution) == "Solution(batch=(2, 3), n=6, m=5, p=2, dtype=torch.float64, device=cpu)"
+def test_it_prints_how_many_are_solved(solution: Solution) -> None:
+    sizes = "batch=(2, 3), n=6, m=5, p=2"
+    assert repr(solution) == f"Solution(6 of 6 solved, {sizes}, dtype=torch.float64, device=cpu)"
+    half = dataclasses.replace(solution, status=torch.tensor([[1, 1, 1], [2, 5, 9]]))
+    assert repr(half).startswith("Solution(3 of 6 solved, batch")
+    assert repr(solution.kkt) == f"KKT({sizes})"
+
+
+def test_it_prints_without_a_count_where_that_would_wait_or_trace(solution: Solution) -> None:
+    meta = dataclasses.replace(solution, status=solution.status.to("meta"))
+    assert repr(meta).startswith("Solution(batch=(2, 3), n=6")
+    with torch._subclasses.FakeTensorMode() as mode:
+        fake = dataclasses.replace(solution, status=mode.from_tensor(solution.status))
+        assert repr(fake).startswith("Solution(batch=(2, 3), n=6")
+    printed = []
+
+    def mapped(status: Tensor) -> Tensor:
+        printed.append(repr(dataclasses.replace(solution, status=status)))
+        return status
+
+    torch.func.vmap(mapped)(solution.status)
+    assert printed[0].startswith("Solution(batch=(3,), n=6")
+
+
+def test_the_status_has_names_in_the_shape_of_the_batch(solution: Solution) -> None:
+    status = torch.tensor([[1, 1, 1], [2, 5, 9]])
+    assert dataclasses.replace(solution, status=status).status_names() == [
+        ["SOLVED"] * 3,
+        ["PRIMAL_INFEASIBLE", "MAX_ITERATIONS", "INVALID_DATA"],
+    ]
+    assert dataclasses.replace(solution, status=status[1, 0]).status_names() == "PRIMAL_INFEASIBLE"
 
 
 def test_it_is_immutable(solution: Solution) -> None:
