@@ -40,7 +40,7 @@ WEAK, AMBIGUOUS = 1e-3, 1e6  # a weak row has s, z below 1e-3 of these sizes and
 
 
 DEPENDENT = 1e-9  # squared distance of an active row from those before it, in the metric of H^-1, that counts as none
-SHARED_LEAST, SHARED_MOST = 1e8, 1e10  # weights of active inequalities that depend on each other
+SHARED_LEAST, SHARED_MOST = 1e6, 1e8  # weights of active inequalities that depend on each other
 
 
 class Interior(NamedTuple):

@@ -62,7 +62,8 @@ def ray(
 ) -> tuple[Tensor, Tensor]:
     """(violation, d) for the direction d = x / -q'x; inf where the objective does not fall along x.
 
-    `units` (B, n + p + m) brings Px and Cx to equilibrated units, in which x has the norm `size` (B,).
+    `units` (B, n + p + m) brings Px and Cx to equilibrated units in which every row of P and C has the norm 1 and x the
+    norm `size` (B,).
     """
     fall = -dot(q, x)
     left = torch.cat([Px.abs(), Cx[:, :p].abs(), Cx[:, p:].clamp(min=0)], 1)

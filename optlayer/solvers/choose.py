@@ -142,23 +142,26 @@ def _kkt_solve(
         """(*extra, *own, k) -> (B, k, R)."""
         return t.expand(*batch, t.shape[-1]).reshape(R, B, t.shape[-1]).permute(1, 2, 0).to(torch.float64)
 
-    def matrix(t: Tensor | None, rows: int) -> Tensor:
+    def matrix(t: Tensor | None, rows: int, i: slice) -> Tensor:
+        """The elements of one piece; what the batch shares is not copied for all of it."""
         if t is None:
-            return state.new_zeros(1, rows, n).expand(B, rows, n)
-        return t.expand(*own, rows, n).reshape(B, rows, n).to(torch.float64)
+            return state.new_zeros(1, rows, n).expand(i.stop - i.start, rows, n)
+        if t.dim() == 2:
+            return t.to(torch.float64).expand(i.stop - i.start, rows, n)
+        return t.expand(*own, rows, n).reshape(B, rows, n)[i].to(torch.float64)
 
     def flat(t: Tensor) -> Tensor:
         return t.expand(*own, t.shape[-1]).reshape(B, t.shape[-1])
 
-    M = matrix(P, n)
-    M = (M + M.mT) / 2 if P is not None else M
-    C = torch.cat([matrix(A, p), matrix(G, m)], 1)
     r = [columns(t) for t in rhs]
     values, kept = State.unpack(flat(state), n, p + m), factor.shape[-1] > 0
     out = []
     for i in _parts(B, (n + m + p) ** 2, rx.device):
         part = State(type(values.scaling)(*(t[i] for t in values.scaling)), *(t[i] for t in values[1:]))
-        system = System(M[i], C[i], part, *((flat(index)[i], flat(factor)[i]) if kept else ()))
+        M = matrix(P, n, i)
+        M = (M + M.mT) / 2 if P is not None else M
+        C = torch.cat([matrix(A, p, i), matrix(G, m, i)], 1)
+        system = System(M, C, part, *((flat(index)[i], flat(factor)[i]) if kept else ()))
         u = system.solve(r[0][i], torch.cat([r[1][i], r[2][i]], 1), r[3][i])
         zero = torch.stack([(t[i] == 0).all(1, keepdim=True) for t in r]).all(0)
         ok = system.ok[:, None, None]

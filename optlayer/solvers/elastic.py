@@ -65,5 +65,6 @@ def unboundedness(problem: Standard, p: int, rules: Rules) -> tuple[Tensor, Tens
     scaling = equilibrate(cone.P, cone.q, cone.C)
     d = iterate(scale(cone, scaling, p + n), p + n, rules).point.x * scaling.D
     d = d.masked_fill(has_lo & (d < 0) | has_hi & (d > 0) | has_lo & has_hi, 0.0)
-    D, E, c = equilibrate(P, q, C)
-    return ray(q, d, mv(P, d), mv(C, d), p, lb, ub, torch.cat([c * D, E], 1), norm(d / D))
+    D, E, _ = equilibrate(P, q, C)
+    rows = norm(P * D.unsqueeze(-1) * D.unsqueeze(-2)).clamp(min=1e-300)
+    return ray(q, d, mv(P, d), mv(C, d), p, lb, ub, torch.cat([D / rows, E], 1), norm(d / D))

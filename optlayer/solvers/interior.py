@@ -211,7 +211,8 @@ def _certify(
         directions.append((at.x - last.x, r.Px - seen.Px, r.Cx - seen.Cx))
     for x, Px, Cx in directions if dual.any() else []:
         unscaled = (Q.q * newton.dual_unit, x * Q.D, Px * newton.dual_unit, Cx * newton.row_unit)
-        violation, direction = ray(*unscaled, p, lb, ub, torch.cat([Q.c * Q.D, Q.E], 1), norm(x))
+        units = torch.cat([Q.c * Q.D / norm(Q.P).clamp(min=1e-300), Q.E], 1)
+        violation, direction = ray(*unscaled, p, lb, ub, units, norm(x))
         found = dual & (rays.status == 0) & (violation < rules.infeasible)
         rays = rays._replace(
             status=rays.status.masked_fill(found, int(Status.DUAL_INFEASIBLE)),

@@ -34,7 +34,7 @@ STEP, LONG_STEP, LONG = 0.95, 0.9999, 0.9  # fraction to the boundary, and beyon
 TINY = 1e-40  # floor of s and z
 START_FLOOR = 1e-2  # of s and z in the starting point
 FAR = 1e3  # right-hand sides of inequalities beyond this, of data scaled to order one, do not shape the starting point
-ABSURD = 1e3  # a warm start whose residuals exceed those of the cold one so many times is none
+ABSURD = 1e6  # a warm start so many times larger than the cold one is none
 
 
 class Rules(NamedTuple):
@@ -218,8 +218,8 @@ class Newton:
         s = (self.e - self._E(warm.x, mv(Q.C, warm.x))).clamp(min=START_FLOOR).masked_fill(absent, 1.0)
         z = warm.z.clamp(min=START_FLOOR).masked_fill(absent, TINY)
         warm = Point(warm.x, warm.y, z, s)
-        usual, offered = (self.measure(at).worst.amax(0).clamp(min=1.0) for at in (cold, warm))
-        return warm.where(offered < ABSURD * usual, cold)
+        usual, offered = (norm(torch.cat(at, 1)) for at in (cold, warm))
+        return warm.where(offered < ABSURD * (1 + usual), cold)
 
     def measure(self, at: Point) -> Residuals:
         """Residuals of the problem at a point, scaled for the method and unscaled for the contract."""
