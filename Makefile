@@ -10,8 +10,10 @@ PIP := $(PY) -m pip --disable-pip-version-check -qq
 READY := $(VENV)/ready
 PEERS := $(VENV)/peers
 
-# A small batch of small matrices is not worth a thread; pytest runs one process per core instead.
+# A small batch of small matrices is not worth a thread; pytest runs two processes instead.
 export OMP_NUM_THREADS ?= 1
+# Real problems for the demo and the tests, which do without where there are none.
+export OPTLAYER_TEST_DATA ?= ../shared/data
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test lint format peers clean
@@ -36,11 +38,12 @@ format: $(READY)
 	@$(PY) -m ruff check --fix
 	@$(PY) -m ruff format
 
-# Some systems ship Python without the pip that a new environment needs; there the system's pip fills it.
+# Some systems ship Python without the pip that a new environment needs; there the system's pip, of any age, fills it.
 $(PY):
 	@echo "making the environment $(VENV)"
 	@$(PYTHON) -m venv $(VENV) || \
-	    (rm -rf $(VENV) && $(PYTHON) -m venv --without-pip $(VENV) && $(PYTHON) -m pip --python $(PY) install --quiet pip)
+	    (rm -rf $(VENV) && $(PYTHON) -m venv --without-pip $(VENV) && $(PYTHON) -m pip install --quiet --target \
+	        "$$($(PY) -c 'import sysconfig; print(sysconfig.get_path("purelib"))')" pip)
 
 $(READY): pyproject.toml setup.py setup.cfg constraints.txt | $(PY)
 	@echo "installing optlayer and what its tests and examples need (minutes the first time, then never again)"

@@ -5,9 +5,8 @@ The collections are .npz files, one a problem, in the form
 
     minimise 1/2 x'Px + q'x + r   subject to   l <= Ax <= u,   lb <= x <= ub
 
-with P and A as triplets. Their folder is named by the environment variable OPTLAYER_TEST_DATA (default ../shared/data,
-seen from the checkout). A `Problem` is the standard form Gx <= h, Ax = b, lb <= x <= ub: each two-sided row becomes up
-to two rows of G, a row with l = u a row of A.
+with P and A as triplets. Their folder is named by the environment variable OPTLAYER_TEST_DATA. A `Problem` is the
+standard form Gx <= h, Ax = b, lb <= x <= ub: each two-sided row becomes up to two rows of G, a row with l = u one of A.
 """
 
 from __future__ import annotations
@@ -24,14 +23,16 @@ from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
 
+ABSENT = "OPTLAYER_TEST_DATA-is-not-set"
+"""The folder that stands for none."""
+
 HUGE = 1e20
 """A bound of this size or more is infinite, by the convention that all QP solvers share."""
 
 
 def data_root() -> Path:
-    """The folder of the collections; it may be absent."""
-    default = Path(__file__).resolve().parents[1].parent / "shared" / "data"
-    return Path(os.environ.get("OPTLAYER_TEST_DATA", default))
+    """The folder of the collections; it may be absent, as ABSENT is."""
+    return Path(os.environ.get("OPTLAYER_TEST_DATA") or ABSENT)
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,6 @@ from pathlib import Path
 import pytest
 import torch
 
-ROOT = Path(__file__).resolve().parent.parent
-
 
 @pytest.fixture(autouse=True)
 def _same_world_afterwards() -> Iterator[None]:
@@ -23,7 +21,7 @@ def _same_world_afterwards() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def data_folder() -> Path:
     """The folder of real problems; a test that needs it is skipped where it is absent."""
-    folder = Path(os.environ.get("OPTLAYER_TEST_DATA", ROOT.parent / "shared" / "data"))
-    if not folder.is_dir():
-        pytest.skip(f"no problems in {folder} (OPTLAYER_TEST_DATA)")
-    return folder
+    root = os.environ.get("OPTLAYER_TEST_DATA")
+    if not root or not Path(root).is_dir():
+        pytest.skip(f"no folder of problems: OPTLAYER_TEST_DATA is {root or 'not set'}")
+    return Path(root)

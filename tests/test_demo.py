@@ -1,4 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -29,6 +30,7 @@ def test_the_hypergradient_through_the_layer_is_the_closed_form() -> None:
     (through,) = torch.autograd.grad(lasso.validation_loss(w), lam)
     assert int((w.abs() > 1e-9).sum()) == 4
     assert float(through) == pytest.approx(lasso.hypergradient(w.detach()), rel=1e-9)
+    assert float(through) == pytest.approx(0.203709895157, abs=1e-9)  # scikit-learn's own data, known beforehand
 
 
 def test_the_classics_stand_in_for_absent_data(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -36,6 +38,21 @@ def test_the_classics_stand_in_for_absent_data(monkeypatch: pytest.MonkeyPatch, 
     calls, what = demo.control_problems()
     assert len(calls) == 1 and len(calls[0]) == 10
     assert "Hock and Schittkowski" in what
+
+
+def test_the_classics_stand_in_where_no_folder_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OPTLAYER_TEST_DATA", raising=False)
+    assert "Hock and Schittkowski" in demo.control_problems()[1]
+
+
+def test_the_demo_without_scikit_learn_says_what_to_install(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
+    for part in ("derivatives", "batch_of_problems"):
+        monkeypatch.setattr(demo, part, lambda: ("part", True))
+    assert demo.run(tmp_path) == 1
+    assert "install scikit-learn: pip install 'optlayer[examples]'" in capsys.readouterr().out.splitlines()[-1]
 
 
 def test_the_demo_ends_with_what_it_verified(
