@@ -22,6 +22,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from .console import table
 from .entropic import SoftmaxSolution, softmax, solve_softmax
 from .qp import solve_qp
 from .testing import random_qp
@@ -68,18 +69,18 @@ def text(report: Sequence[Row]) -> str:
         >>> from optlayer.verify import Row, text
         >>> print(text([Row("softmax: x", "n=2", 2e-16, 1e-9), Row("softmax: dx/dtheta", "n=2", 3e-7, 1e-9)]))
         check               problem    error    bar
+        ---------------------------------------------------
         softmax: x          n=2      2.0e-16  1e-09  ok
         softmax: dx/dtheta  n=2      3.0e-07  1e-09  FAILED
         1 of 2 checks FAILED
     """
-    cells = [("check", "problem", "error", "bar", "")]
-    for row in report:
-        cells.append((row.check, row.problem, f"{row.error:.1e}", f"{row.bar:.0e}", "ok" if row.passed else "FAILED"))
-    check, problem, error, bar, _ = (max(map(len, column)) for column in zip(*cells, strict=True))
-    lines = [f"{a:<{check}}  {b:<{problem}}  {c:>{error}}  {d:>{bar}}  {e}".rstrip() for a, b, c, d, e in cells]
+    cells = [
+        (row.check, row.problem, f"{row.error:.1e}", f"{row.bar:.0e}", "ok" if row.passed else "FAILED")
+        for row in report
+    ]
     failed = sum(not row.passed for row in report)
-    lines.append(f"{failed} of {len(report)} checks FAILED" if failed else f"all {len(report)} checks passed")
-    return "\n".join(lines)
+    verdict = f"{failed} of {len(report)} checks FAILED" if failed else f"all {len(report)} checks passed"
+    return f"{table(['check', 'problem', 'error', 'bar', ''], cells)}\n{verdict}"
 
 
 # ---- softmax ---------------------------------------------------------------------------------------------------------
