@@ -35,7 +35,13 @@ long_only = solve_qp(S, q, A=A, b=b, lb=0.0)
 print("long-only            ", [round(v, 4) for v in long_only.x.tolist()])
 print("multipliers of w >= 0", [round(v, 4) for v in long_only.z_box.tolist()])
 assert long_only.is_optimal() and long_only.objective >= solution.objective
+# The price of lifting w_i >= 0, as a gradient; it is zero where w_i > 0.
+bounds = torch.zeros(n, dtype=torch.float64, requires_grad=True)
+(price,) = torch.autograd.grad(solve_qp(S, q, A=A, b=b.detach(), lb=bounds).objective, bounds)
+torch.testing.assert_close(price, -long_only.z_box.detach())
+assert (long_only.z_box <= 0).all() and (long_only.z_box < -1e-6).any() and (price * long_only.x).abs().max() <= 1e-9
 
 # The whole frontier is one call: the batch is the right-hand side.
 frontier = solve_qp(S, q, A=A, b=torch.stack([torch.ones(7), torch.linspace(0.03, 0.09, 7)], 1).double(), lb=0.0)
+assert frontier.is_optimal().all()
 print("frontier             ", [round(v, 4) for v in (2 * frontier.objective).sqrt().tolist()])

@@ -19,6 +19,7 @@ network = nn.Sequential(nn.Linear(2, 32), nn.Tanh(), nn.Linear(32, 2))
 safe = QPLayer(2, m=1, inputs=("q", "G", "h"), constants={"P": torch.eye(2), "lb": -1.0, "ub": 1.0})
 optimiser = torch.optim.Adam(network.parameters(), lr=0.02)
 
+losses = []
 for epoch in range(8):
     x, clearance = start, torch.inf
     for _ in range(steps):
@@ -31,6 +32,8 @@ for epoch in range(8):
     optimiser.zero_grad()
     loss.backward()
     optimiser.step()
-    print(f"epoch {epoch}: loss {float(loss.detach()):.3f}, smallest clearance on the way {clearance:+.3f}")
+    losses.append(float(loss.detach()))
+    print(f"epoch {epoch}: loss {losses[-1]:.3f}, smallest clearance on the way {clearance:+.3f}")
     # |x + dt v - c|^2 - r^2 >= (1 - alpha dt) (|x - c|^2 - r^2): a step never enters the disk, up to float32's 1e-5.
     assert clearance >= -1e-4
+assert losses[-1] < losses[0]

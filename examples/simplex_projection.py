@@ -33,6 +33,6 @@ b = torch.tensor([[1.0], [-1.0], [1.0], [1.0]], dtype=torch.float64)
 solution = solve_qp(eye, -t, A=ones, b=b, lb=0.0)
 print("with sum(x) = -1 in element 1:", solution.status.tolist(), "solved:", solution.solved.tolist())
 (grad,) = torch.autograd.grad(solution.x[solution.solved].square().sum(), t)
-print(
-    "gradient of the masked loss is finite:", bool(grad.isfinite().all()), "and zero there:", bool((grad[1] == 0).all())
-)
+finite, zero = bool(grad.isfinite().all()), bool((grad[1] == 0).all())
+print("gradient of the masked loss is finite:", finite, "and zero there:", zero)
+assert solution.solved.tolist() == [True, False, True, True] and finite and zero
