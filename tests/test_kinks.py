@@ -33,12 +33,14 @@ def test_more_active_rows_than_variables_give_an_average_of_the_one_sided_deriva
     assert s.weakly_active == 1
 
 
-def test_identical_active_rows_share_the_derivative() -> None:
-    h = tensor(1, 1, 1).requires_grad_()
-    s = solve_qp(eye(2), tensor(-3, 0), G=tensor(1, 0).expand(3, 2), h=h)
+@pytest.mark.parametrize("copies", [2, 3, 7])
+@pytest.mark.parametrize("n", [1, 2])
+def test_identical_active_rows_share_the_derivative(n: int, copies: int) -> None:
+    h = torch.ones(copies, dtype=f64, requires_grad=True)
+    s = solve_qp(eye(n), torch.full((n,), -3.0, dtype=f64), G=eye(n)[:1].expand(copies, n), h=h)
     (g,) = torch.autograd.grad(s.x[0], h)
-    torch.testing.assert_close(g, tensor(1, 1, 1) / 3, rtol=0, atol=1e-6)  # least shared weight 1e6
-    assert s.weakly_active == 2
+    torch.testing.assert_close(g, torch.ones_like(h) / copies, rtol=0, atol=1e-6)  # least shared weight 1e6
+    assert s.weakly_active == copies - 1
 
 
 def test_redundant_equalities_are_no_kink() -> None:
@@ -98,7 +100,8 @@ def test_far_bounds_and_rows_do_not_matter(size: float) -> None:
     box = solve_qp(P, q, G, h, lb=-size, ub=size)
     for other in (row, box):
         assert other.solved.all()
-        assert other.iterations.double().mean() < 2 * plain.iterations.double().mean()
+        # bounds of 1e4 to 1e6 shape the starting point and cost iterations, larger ones do not
+        assert other.iterations.double().mean() < 3 * plain.iterations.double().mean()
         torch.testing.assert_close(other.x, plain.x, rtol=0, atol=1e-8)
         assert other.weakly_active.sum() == 0
 

@@ -185,7 +185,7 @@ def _attempt(trial: Trial, equality: Tensor, keep: bool) -> Attempt:
     idle, inequality = ~(lower | upper | fixed), live & ~equality
     doubtful_lower = _weak(lower, -zb, s_lower, interior.z_lower, interior.s_lower, z_size, s_size)
     doubtful_upper = _weak(upper, zb, s_upper, interior.z_upper, interior.s_upper, z_size, s_size)
-    surplus = _surplus(system.kernel, equality)
+    surplus = _surplus(system.kernel, rows, equality)
     if surplus.any():
         largest = torch.maximum(norm(z * inequality), norm(zb * (lower | upper))).clamp(min=1e-300).unsqueeze(-1)
         shared, shared_box = (
@@ -212,10 +212,12 @@ def _attempt(trial: Trial, equality: Tensor, keep: bool) -> Attempt:
     )
 
 
-def _surplus(kernel: SplitFactor, equality: Tensor) -> Tensor:
+def _surplus(kernel: SplitFactor, rows: Tensor, equality: Tensor) -> Tensor:
     """How many active inequalities depend on the active rows before them; equalities stand first."""
     pivots = kernel.F.diagonal(dim1=-2, dim2=-1).square()
-    return ((pivots < DEPENDENT * kernel.r.square()) & ~equality[kernel.heavy]).sum(-1)
+    among = ((pivots < DEPENDENT * kernel.r.square()) & ~equality[kernel.heavy]).sum(-1)
+    left_out = rows.scatter(1, kernel.heavy, False) & ~equality
+    return among + left_out.sum(-1)
 
 
 def refactor(problem: Program, face: Face, which: Tensor) -> Face:

@@ -27,6 +27,7 @@ from torch import Tensor
 from .algebra import cholesky, cholesky_solve, lower_solve, lower_solve_transposed, mm
 
 CAP = 100.0  # of data scaled to order one; anything from 1 to 1e4 serves
+CONDENSED = 1e8  # the largest weight that may be condensed and leave P eight digits
 SPANNED = 1e-20  # squared distance of a row of order one that counts as none
 LEVELS = (16, 64, 256, 1024)  # numbers of heavy rows that elements are grouped by
 
@@ -54,8 +55,11 @@ class SplitFactor:
         self.ok = ok & ok_border
 
     def _weigh(self, C: Tensor, w: Tensor, cap: float, heavy: Tensor) -> None:
-        self.C, self.heavy, self.gamma = C, heavy, w.clamp(max=cap)
-        self.r = (w - self.gamma).gather(1, heavy).sqrt()
+        light = w.clamp(max=cap)
+        self.C, self.heavy = C, heavy
+        self.r = (w - light).gather(1, heavy).sqrt()
+        condensed = torch.where(w <= CONDENSED, w, light)
+        self.gamma = condensed.scatter(1, heavy, light.gather(1, heavy))
 
     @staticmethod
     def sizes(n: int, rows: int) -> tuple[int, int]:
@@ -99,8 +103,8 @@ class SplitFactor:
 def heaviest(C: Tensor, w: Tensor, k: int, cap: float) -> Tensor:
     """The k heaviest rows of each element (B, k), heaviest first, equals in their order.
 
-    Where more than k are heavy they are chosen such that they span all of them. A heavy row that is left out weighs
-    only `cap`, which does no harm if it depends on those that are kept.
+    Where more than k are heavy they are chosen such that they span all of them. A heavy row that is left out is
+    condensed where its weight permits, else it weighs only `cap`, which does no harm: it depends on those kept.
     """
     chosen: Tensor = w.argsort(stable=True, dim=-1, descending=True)[:, :k].contiguous()
     heavy = w > cap

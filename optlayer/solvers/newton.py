@@ -33,7 +33,7 @@ RESCUE = 1e-7  # rho and delta where a factorisation breaks down
 STEP, LONG_STEP, LONG = 0.95, 0.9999, 0.9  # fraction to the boundary, and beyond a step of 0.9; 0.99 throughout cycles
 TINY = 1e-40  # floor of s and z
 START_FLOOR = 1e-2  # of s and z in the starting point
-FAR = 1e3  # right-hand sides of inequalities beyond this, of data scaled to order one, do not shape the starting point
+FAR = 1e6  # scaled right-hand sides of inequalities beyond this do not shape the starting point; at 1e4 LPs suffer
 ABSURD = 1e6  # a warm start so many times larger than the cold one is none
 
 
