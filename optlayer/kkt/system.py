@@ -67,7 +67,7 @@ class System:
         self.P, self.C, self.state = P, C, state
         D, E, c = state.scaling
         self.free = state.w_box != float("inf")
-        self.box_there = (state.w_box > 0).unsqueeze(-1)
+        self.bounded = bool((state.w_box > 0).any())
         columns = (D * self.free).unsqueeze(-2)
         scaled = C * E.unsqueeze(-1) * columns
         w = (state.w.reciprocal() + DELTA).reciprocal()
@@ -134,12 +134,16 @@ class System:
         softness = torch.where(there, compliance / Ec, 0.0)
         stiffness = torch.where(free, w_box, 0.0) / (c * D * D)
         size = torch.cat([cD * rx, torch.where(there, E * rv, 0.0)], 1).abs().amax(1, keepdim=True)
-        size = size + (r_box * self.box_there).abs().amax(1, keepdim=True)
+        if self.bounded:
+            size = size + torch.where(w_box > 0, r_box, 0.0).abs().amax(1, keepdim=True)
         best, going = torch.full_like(size, torch.inf), torch.ones_like(size, dtype=torch.bool)
         rate, bx, bv, ba, bb = best, ux, uv, torch.zeros_like(rx), torch.zeros_like(rv)
         for k in range(refinements + 2):
-            a = cD * (rx - mm(self.P, ux) - mm(self.C.mT, uv) - stiffness * (ux - r_box))
-            b = torch.where(there, Et * (rv - mm(self.C, ux)) + softness * uv, 0.0)
+            if k == 0 and start is None and not self.bounded:  # u = 0
+                a, b = cD * rx, torch.where(there, E * rv, 0.0)
+            else:
+                a = cD * (rx - mm(self.P, ux) - mm(self.C.mT, uv) - stiffness * (ux - r_box))
+                b = torch.where(there, Et * (rv - mm(self.C, ux)) + softness * uv, 0.0)
             error = torch.cat([a, b / (1 + compliance)], 1).abs().amax(1, keepdim=True)
             better = going & (error < best)
             bx, bv, ba, bb = (torch.where(better, new, old) for new, old in ((ux, bx), (uv, bv), (a, ba), (b, bb)))
@@ -152,5 +156,7 @@ class System:
                 break
             dx, dv = self.kernel.solve(a, b)
             ux, uv = bx + D * dx, bv + Ec * dv
-        u_box = torch.where(free, stiffness * (bx - r_box), rx - mm(self.P, bx) - mm(self.C.mT, bv))
+        u_box = torch.zeros_like(bx)
+        if self.bounded:
+            u_box = torch.where(free, stiffness * (bx - r_box), rx - mm(self.P, bx) - mm(self.C.mT, bv))
         return bx, bv, u_box, ba, bb, size

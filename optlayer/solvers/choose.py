@@ -163,10 +163,12 @@ def _kkt_solve(
         C = torch.cat([matrix(A, p, i), matrix(G, m, i)], 1)
         system = System(M, C, part, *((flat(index)[i], flat(factor)[i]) if kept else ()))
         u = system.solve(r[0][i], torch.cat([r[1][i], r[2][i]], 1), r[3][i])
-        zero = torch.stack([(t[i] == 0).all(1, keepdim=True) for t in r]).all(0)
-        ok = system.ok[:, None, None]
-        nothing = torch.where(zero, 0.0, torch.nan).to(torch.float64)
-        out.append(tuple(torch.where(ok, t, nothing) for t in u))
+        if not system.ok.all():
+            zero = torch.stack([(t[i] == 0).all(1, keepdim=True) for t in r]).all(0)
+            nothing = torch.where(zero, 0.0, torch.nan).to(torch.float64)
+            ux, uv, u_box = (torch.where(system.ok[:, None, None], t, nothing) for t in u)
+            u = ux, uv, u_box
+        out.append(u)
     ux, uv, u_box = (torch.cat(t) for t in zip(*out, strict=True))
 
     def shaped(t: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ Each element has its own regularisation, steps and stopping test. One that has c
 no further part; the arrays shrink when half of them have. An element is
 
     solved      when the contract (unscaled residuals) and the scaled, purely relative residuals hold,
-    infeasible, or unbounded, when an iterate or its last step certifies it,
+    infeasible, or unbounded, when an iterate or its last step certifies it (every second iteration looks),
     stalled     when in 12 iterations neither a residual nor, while the gap is open, mu has fallen by 10 %,
                 or 6 iterations after the contract was met,
 
@@ -118,7 +118,7 @@ def iterate(
             record = oldest if record is None else torch.minimum(record, oldest)
             stalled = stalled | ~(torch.stack(history).amin(0) < PROGRESS * record).any(0)
         broken = ~((r.contract < torch.inf) & ok)
-        rays = _certify(newton, k, at, r, before, running & ~solved) if rules.infeasible else None
+        rays = _certify(newton, k, at, r, before, running & ~solved) if rules.infeasible and k % 2 == 0 else None
         ends = solved | stalled | broken | (k == rules.max_iter)
         if rays is not None:
             ends = ends | (rays.status > 0)

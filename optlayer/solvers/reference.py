@@ -277,6 +277,8 @@ def _lower_share(problem: Program, interior: Interior, z_box: Tensor) -> Tensor:
     All of it or nothing, by the sign of the multiplier, also for fixed variables; a weakly active pair shares by its
     weights.
     """
+    if not (problem.lb.isfinite() | problem.ub.isfinite()).any():
+        return torch.zeros_like(z_box)
     lower, upper = interior.z_lower / interior.s_lower, interior.z_upper / interior.s_upper
     share = torch.where(lower + upper > 0, lower / (lower + upper).clamp(min=1e-300), 0.0)
     share = torch.where(z_box < 0, 1.0, torch.where(z_box > 0, 0.0, share))
