@@ -107,7 +107,8 @@ for _name in ("qp", "kkt_solve"):
 # ---- shapes ----------------------------------------------------------------------------------------------------------
 
 
-def _batch(tensors: Sequence[Tensor | None], cores: Sequence[int]) -> torch.Size:
+def batch_shape(tensors: Sequence[Tensor | None], cores: Sequence[int]) -> torch.Size:
+    """The shape that the leading dimensions of some tensors broadcast to; `cores` counts the others."""
     shapes = [t.shape[: t.dim() - core] for t, core in zip(tensors, cores, strict=False) if t is not None]
     batch: torch.Size = torch.broadcast_shapes(*shapes)
     return batch
@@ -144,7 +145,7 @@ def _qp_fake(
     on_failure: str,
     keep_factor: bool,
 ) -> tuple[Tensor, ...]:
-    batch = _batch((P, q, G, h, A, b, lb, ub, x0, y0, z0, z_box0), QP_CORES)
+    batch = batch_shape((P, q, G, h, A, b, lb, ub, x0, y0, z0, z_box0), QP_CORES)
     n, m, p = q.shape[-1], 0 if h is None else h.shape[-1], 0 if b is None else b.shape[-1]
     in_state, in_factor, in_index = packed_sizes(n, m, p)
     primal = [q.new_empty(*batch, size) for size in (n, p, m, n, m)]
@@ -174,7 +175,7 @@ def _kkt_solve_fake(
     r_box: Tensor,
     backend: str,
 ) -> tuple[Tensor, ...]:
-    batch = _batch((state, rx, ry, rz, r_box), (1,) * 5)
+    batch = batch_shape((state, rx, ry, rz, r_box), (1,) * 5)
     return tuple(r.new_empty(*batch, r.shape[-1]) for r in (rx, ry, rz, r_box))
 
 

@@ -52,7 +52,7 @@ def _qp(
     keep_factor: bool,
 ) -> tuple[Tensor, ...]:
     arguments = (P, q, G, h, A, b, lb, ub, x0, y0, z0, z_box0)
-    batch = _batch(arguments, ops.QP_CORES)
+    batch = ops.batch_shape(arguments, ops.QP_CORES)
     B = batch.numel()
     n, m, p = q.shape[-1], 0 if h is None else h.shape[-1], 0 if b is None else b.shape[-1]
     proof = max(PROOF[q.dtype], 0.1 * max(eps_abs, eps_rel))
@@ -183,12 +183,6 @@ def _parts(B: int, entries: int, device: torch.device) -> list[slice]:
     count = max(1, -(-B * entries // CHUNK.get(device.type, CHUNK["cuda"])))
     edges = [B * i // count for i in range(count + 1)]
     return [slice(a, b) for a, b in itertools.pairwise(edges) if b > a] or [slice(0, 0)]
-
-
-def _batch(tensors: Sequence[Tensor | None], cores: Sequence[int]) -> torch.Size:
-    shapes = [t.shape[: t.dim() - core] for t, core in zip(tensors, cores, strict=True) if t is not None]
-    batch: torch.Size = torch.broadcast_shapes(*shapes)
-    return batch
 
 
 def _report(status: Tensor, batch: torch.Size, arguments: Sequence[Tensor | None]) -> str:
