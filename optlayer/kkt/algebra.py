@@ -13,6 +13,8 @@ from torch import Tensor
 
 Record = TypeVar("Record")
 
+NONZERO = 1e-300  # the floor of a divisor that may vanish
+
 # Relative enlargements of the diagonal of a matrix whose Cholesky factorisation breaks down by rounding.
 BUMPS = (1e-14, 1e-12, 1e-10, 1e-8)
 

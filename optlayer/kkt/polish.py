@@ -27,7 +27,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .algebra import mv, norm, take
+from .algebra import NONZERO, mv, norm, take
 from .program import Program
 from .scaling import Scaling
 from .split import SplitFactor
@@ -159,7 +159,7 @@ def _guess(problem: Program, p: int, live: Tensor, scaling: Scaling, interior: I
     D, E, c = scaling
     equality = torch.arange(C.shape[1], device=q.device) < p
     forces = [c * D * q, c * D * mv(P, D * interior.x), interior.v[:, p:] * live[:, p:]]
-    z_size = norm(torch.cat([*forces, interior.z_lower, interior.z_upper], 1)).clamp(min=1e-300).unsqueeze(-1)
+    z_size = norm(torch.cat([*forces, interior.z_lower, interior.z_upper], 1)).clamp(min=NONZERO).unsqueeze(-1)
     s_size = norm(torch.cat([E * mv(C, D * interior.x), interior.x], 1)).clamp(min=1.0).unsqueeze(-1)
     lower, upper = interior.z_lower > interior.s_lower, interior.z_upper > interior.s_upper
     upper = upper & ~(lower & (interior.z_lower > interior.z_upper))
@@ -187,7 +187,7 @@ def _attempt(trial: Trial, equality: Tensor, keep: bool) -> Attempt:
     doubtful_upper = _weak(upper, zb, s_upper, interior.z_upper, interior.s_upper, z_size, s_size)
     surplus = _surplus(system.kernel, rows, equality)
     if surplus.any():
-        largest = torch.maximum(norm(z * inequality), norm(zb * (lower | upper))).clamp(min=1e-300).unsqueeze(-1)
+        largest = torch.maximum(norm(z * inequality), norm(zb * (lower | upper))).clamp(min=NONZERO).unsqueeze(-1)
         shared, shared_box = (
             (SHARED_MOST * (t / largest).square()).clamp(min=SHARED_LEAST, max=SHARED_MOST) for t in (z, zb)
         )

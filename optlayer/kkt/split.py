@@ -24,7 +24,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .algebra import cholesky, cholesky_solve, lower_solve, lower_solve_transposed, mm
+from .algebra import NONZERO, cholesky, cholesky_solve, lower_solve, lower_solve_transposed, mm
 
 CAP = 100.0  # of data scaled to order one; anything from 1 to 1e4 serves
 CONDENSED = 1e8  # the largest weight that may be condensed and leave P eight digits
@@ -115,7 +115,7 @@ def heaviest(C: Tensor, w: Tensor, k: int, cap: float) -> Tensor:
             square, pivot = rest.square().sum(-1).max(-1, keepdim=True)
             score = score.scatter(1, pivot, torch.where(square > SPANNED, torch.inf, score.gather(1, pivot)))
             row = rest.gather(1, pivot.unsqueeze(-1).expand(-1, -1, C.shape[-1]))
-            row = row / square.sqrt().clamp(min=1e-300).unsqueeze(-1)
+            row = row / square.sqrt().clamp(min=NONZERO).unsqueeze(-1)
             rest = rest - (rest @ row.mT) @ row
         chosen[over] = score.topk(k, -1).indices
     return chosen

@@ -13,7 +13,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..kkt.algebra import mv, norm, tmv
+from ..kkt.algebra import NONZERO, mv, norm, tmv
 from ..kkt.scaling import equilibrate
 from .certificate import farkas, ray
 from .interior import iterate
@@ -48,10 +48,10 @@ def unboundedness(problem: Standard, p: int, rules: Rules) -> tuple[Tensor, Tens
     n = q.shape[-1]
     has_lo, has_hi = lb.isfinite(), ub.isfinite()
     rows = torch.cat([C[:, :p], P, C[:, p:]], 1)
-    rows = rows / rows.abs().amax(-1, keepdim=True).clamp(min=1e-300)
+    rows = rows / rows.abs().amax(-1, keepdim=True).clamp(min=NONZERO)
     cone = Standard(
         P=torch.eye(n, dtype=q.dtype, device=q.device).expand_as(P),
-        q=q / norm(q).clamp(min=1e-300).unsqueeze(-1),
+        q=q / norm(q).clamp(min=NONZERO).unsqueeze(-1),
         C=rows,
         d=torch.zeros_like(rows[..., 0]),
         lb=torch.full_like(lb, -torch.inf).masked_fill(has_lo, 0.0),
@@ -66,5 +66,5 @@ def unboundedness(problem: Standard, p: int, rules: Rules) -> tuple[Tensor, Tens
     d = iterate(scale(cone, scaling, p + n), p + n, rules).point.x * scaling.D
     d = d.masked_fill(has_lo & (d < 0) | has_hi & (d > 0) | has_lo & has_hi, 0.0)
     D, E, _ = equilibrate(P, q, C)
-    rows = norm(P * D.unsqueeze(-1) * D.unsqueeze(-2)).clamp(min=1e-300)
+    rows = norm(P * D.unsqueeze(-1) * D.unsqueeze(-2)).clamp(min=NONZERO)
     return ray(q, d, mv(P, d), mv(C, d), p, lb, ub, torch.cat([D / rows, E], 1), norm(d / D))

@@ -19,7 +19,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..kkt.algebra import norm, take, tmv
+from ..kkt.algebra import NONZERO, norm, take, tmv
 from ..kkt.rangespace import RangeSpace
 from ..status import Status
 from .certificate import farkas, ray
@@ -159,7 +159,7 @@ def iterate(
                 reference = None if reference is None else reference[keep]
 
         distance = r.mu if newton.alone is None else torch.where(newton.alone, r.worst[:2].amax(0), r.mu)
-        reference = distance.clamp(min=1e-300) if reference is None else reference
+        reference = distance.clamp(min=NONZERO) if reference is None else reference
         proximal = torch.minimum(proximal, PROXIMAL * (distance / reference).unsqueeze(-1))
         before = (at, r)
         at, ok = newton.advance(at, r, proximal.clamp(min=RHO_MIN), proximal.clamp(min=rules.delta))
@@ -211,7 +211,7 @@ def _certify(
         directions.append((at.x - last.x, r.Px - seen.Px, r.Cx - seen.Cx))
     for x, Px, Cx in directions if dual.any() else []:
         unscaled = (Q.q * newton.dual_unit, x * Q.D, Px * newton.dual_unit, Cx * newton.row_unit)
-        units = torch.cat([Q.c * Q.D / norm(Q.P).clamp(min=1e-300), Q.E], 1)
+        units = torch.cat([Q.c * Q.D / norm(Q.P).clamp(min=NONZERO), Q.E], 1)
         violation, direction = ray(*unscaled, p, lb, ub, units, norm(x))
         found = dual & (rays.status == 0) & (violation < rules.infeasible)
         rays = rays._replace(

@@ -22,7 +22,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..kkt.algebra import dot, highest, mv, norm, take, tmv
+from ..kkt.algebra import NONZERO, dot, highest, mv, norm, take, tmv
 from ..kkt.rangespace import RangeFactor, RangeSpace
 from ..kkt.scaling import Scaling
 from ..kkt.split import GroupedFactor
@@ -205,7 +205,7 @@ class Newton:
             flat = (s * z * near).sum(-1, keepdim=True) <= 1e-12
             s, z = near * (s + flat.to(s)), near * (z + flat.to(z))
             half = 0.5 * dot(s, z).unsqueeze(-1)
-            ds, dz = (half / t.sum(-1, keepdim=True).clamp(min=1e-300) for t in (z, s))
+            ds, dz = (half / t.sum(-1, keepdim=True).clamp(min=NONZERO) for t in (z, s))
             s, z = near * (s + ds).clamp(min=START_FLOOR), near * (z + dz).clamp(min=START_FLOOR)
             mu = dot(s, z).unsqueeze(-1) / near.sum(-1, keepdim=True).clamp(min=1)
             away = (self.e - self._E(x, mv(Q.C, x))).clamp(min=1.0)
@@ -269,7 +269,7 @@ class Newton:
         residuals = torch.stack([rp, unscaled[:, 0], (xPx + qx + support).abs() / self.cost])
         sd = torch.maximum(unscaled[:, 2:].amax(-1), self.size_d[1])
         scales = torch.stack([sp, sd, values.abs().amin(0)])
-        contract = (residuals / (rules.eps_rel * scales).clamp(min=max(rules.eps_abs, 1e-300))).amax(0)
+        contract = (residuals / (rules.eps_rel * scales).clamp(min=max(rules.eps_abs, NONZERO))).amax(0)
         return Residuals(rd, ry, rz, mu, worst, contract, Px, Cx)
 
     def advance(self, at: Point, r: Residuals, rho: Tensor, delta: Tensor) -> tuple[Point, Tensor]:
@@ -302,7 +302,7 @@ class Newton:
         dx, dy, dz, ds = direction(sz)
         primal, dual = lengths(dz, ds)
         affine = self.on((s + primal * ds) * (z + dual * dz)).sum(-1, keepdim=True) / self.count.unsqueeze(-1)
-        sigma = (affine.clamp(min=0) / mu.clamp(min=1e-300)).pow(3).clamp(max=1)
+        sigma = (affine.clamp(min=0) / mu.clamp(min=NONZERO)).pow(3).clamp(max=1)
         dx, dy, dz, ds = direction(sz + ds * dz - sigma * mu)
         steps = lengths(dz, ds)
         steps = steps * (STEP + (LONG_STEP - STEP) * (steps > LONG))

@@ -17,7 +17,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..kkt.algebra import take, tmv
+from ..kkt.algebra import NONZERO, take, tmv
 from ..kkt.polish import Interior, centralised, polish
 from ..kkt.program import Program
 from ..kkt.rangespace import RangeSpace, admissible
@@ -280,7 +280,7 @@ def _lower_share(problem: Program, interior: Interior, z_box: Tensor) -> Tensor:
     if not (problem.lb.isfinite() | problem.ub.isfinite()).any():
         return torch.zeros_like(z_box)
     lower, upper = interior.z_lower / interior.s_lower, interior.z_upper / interior.s_upper
-    share = torch.where(lower + upper > 0, lower / (lower + upper).clamp(min=1e-300), 0.0)
+    share = torch.where(lower + upper > 0, lower / (lower + upper).clamp(min=NONZERO), 0.0)
     share = torch.where(z_box < 0, 1.0, torch.where(z_box > 0, 0.0, share))
     return torch.where((problem.lb == problem.ub) & (z_box == 0), 0.5, share)
 
@@ -291,7 +291,7 @@ def _merit(problem: Program, p: int, rules: Rules, x: Tensor, v: Tensor, z_box: 
     r = residuals(P, q, C[:, p:], d[:, p:], C[:, :p], d[:, :p], lb, ub, x, v[:, :p], v[:, p:], z_box)
     values = torch.stack([r.primal, r.dual, r.gap])
     scales = torch.stack([r.primal_scale, r.dual_scale, r.gap_scale])
-    merit = (values / (rules.eps_rel * scales).clamp(min=max(rules.eps_abs, 1e-300))).amax(0)
+    merit = (values / (rules.eps_rel * scales).clamp(min=max(rules.eps_abs, NONZERO))).amax(0)
     return torch.where(merit.isnan(), torch.inf, merit)
 
 

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..kkt.algebra import dot, mv, tmv
+from ..kkt.algebra import NONZERO, dot, mv, tmv
 from ..kkt.program import Program
 from ..problem import HUGE
 from ..status import Status
@@ -84,7 +84,7 @@ def unlimited(program: Program, p: int) -> Program:
 def convex(P: Tensor, tolerance: float = CONVEXITY) -> Tensor:
     """Whether P + tolerance max|P| I has a Cholesky factor, for each element."""
     P = P.clone()
-    P.diagonal(dim1=-2, dim2=-1).add_(tolerance * P.abs().amax((-2, -1)).unsqueeze(-1) + 1e-300)
+    P.diagonal(dim1=-2, dim2=-1).add_(tolerance * P.abs().amax((-2, -1)).unsqueeze(-1) + NONZERO)
     info: Tensor = torch.linalg.cholesky_ex(P).info
     return info == 0
 
