@@ -18,7 +18,8 @@ among the weakly active ones.
 Rows with both z and s at rounding level are weakly active: the solution is not differentiable there. They get the
 central value z/s of the interior point, which is one element of the generalised Jacobian and the same for identical
 rows. The last K is the one that derivatives use. Where no active set can be verified, K is the central one, z/s in
-every row."""
+every row.
+"""
 
 from __future__ import annotations
 
@@ -37,8 +38,6 @@ ROUNDS = 4
 REFINEMENTS = 10
 Z_SIGN, S_SIGN = 1e-11, 1e-12  # of the largest term of stationarity; of the largest variable or row
 WEAK, AMBIGUOUS = 1e-3, 1e6  # a weak row has s, z below 1e-3 of these sizes and s/z between 1e-6 and 1e6
-
-
 DEPENDENT = 1e-9  # squared distance of an active row from those before it, in the metric of H^-1, that counts as none
 SHARED_LEAST, SHARED_MOST = 1e6, 1e8  # weights of active inequalities that depend on each other
 

@@ -26,7 +26,7 @@ from .scaling import Scaling
 from .split import SplitFactor
 
 RHO = DELTA = 1e-12  # with them two refinements reach 5e-8 on the hardest derivatives; 1e-10 would need ten
-CAP = 1.0
+CAP = 1.0  # less than the method's own: the less of the rows is condensed, the more digits of P a kept factor has
 REFINEMENTS = 4  # two are enough but for rows that share their weights
 WORTHWHILE = 0.7  # a refinement that leaves more than this of the residual is the last
 SLOWER, NEAR_ROUNDING = 1e3, 1e-11  # so is one that gains so many times less than the one before, near rounding

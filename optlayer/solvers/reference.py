@@ -110,12 +110,15 @@ def _solve_valid(problem: Program, p: int, rules: Rules, formulation: str, start
     stuck = (stuck | (outcome.status == Status.NUMERICAL_ERROR)) & ~(outcome.contract <= 1)
     doubtful = (~definite).nonzero().squeeze(-1)
     if doubtful.numel():
-        P = scaled.P[doubtful]
-        wrong = ~(convex(problem.P[doubtful]) & convex(P, SCALED_CONVEXITY))
+        wrong = doubtful[~(convex(problem.P[doubtful]) & convex(scaled.P[doubtful], SCALED_CONVEXITY))]
         # a tolerated negative eigenvalue that made the method fail is the reason to give
-        wrong |= stuck[doubtful] & (torch.linalg.eigvalsh(P)[:, 0] < -EIGENVALUE * P.abs().amax((-2, -1)))
-        outcome.status[doubtful[wrong]] = int(Status.NON_CONVEX)
-        stuck[doubtful[wrong]] = False
+        failed = (stuck & ~definite).nonzero().squeeze(-1)
+        if failed.numel():
+            P = scaled.P[failed]
+            negative = torch.linalg.eigvalsh(P)[:, 0] < -EIGENVALUE * P.abs().amax((-2, -1))
+            wrong = torch.cat([wrong, failed[negative]])
+        outcome.status[wrong] = int(Status.NON_CONVEX)
+        stuck[wrong] = False
     some = stuck.nonzero().squeeze(-1)
     if some.numel() and rules.infeasible:
         _explain(take(standard, some), p, rules, some, outcome)
