@@ -30,7 +30,7 @@ from .certificate import farkas
 from .elastic import infeasibility, unboundedness
 from .interior import Outcome, iterate
 from .newton import Point, Rules, Scaled, scale
-from .standard import SCALED_CONVEXITY, Standard, convex, judge, restored, standardise, unlimited
+from .standard import Standard, convex, judge, restored, standardise, unlimited
 
 EIGENVALUE = 1e-10  # of max |P|: below it a negative eigenvalue of a problem that failed is rounding
 ALMOST = 1e3  # a residual within this factor of its tolerance counts as almost solved
@@ -110,19 +110,20 @@ def _solve_valid(problem: Program, p: int, rules: Rules, formulation: str, start
     stuck = (stuck | (outcome.status == Status.NUMERICAL_ERROR)) & ~(outcome.contract <= 1)
     doubtful = (~definite).nonzero().squeeze(-1)
     if doubtful.numel():
-        wrong = doubtful[~(convex(problem.P[doubtful]) & convex(scaled.P[doubtful], SCALED_CONVEXITY))]
-        # a tolerated negative eigenvalue that made the method fail is the reason to give
-        failed = (stuck & ~definite).nonzero().squeeze(-1)
-        if failed.numel():
-            P = scaled.P[failed]
-            negative = torch.linalg.eigvalsh(P)[:, 0] < -EIGENVALUE * P.abs().amax((-2, -1))
-            wrong = torch.cat([wrong, failed[negative]])
+        wrong = doubtful[~convex(problem.P[doubtful])]
         outcome.status[wrong] = int(Status.NON_CONVEX)
         stuck[wrong] = False
     some = stuck.nonzero().squeeze(-1)
     if some.numel() and rules.infeasible:
         _explain(take(standard, some), p, rules, some, outcome)
-    return _finish(problem, standard, scaled, scaling, p, rules, outcome, keep)
+    out = _finish(problem, standard, scaled, scaling, p, rules, outcome, keep)
+    failed = (out.status == Status.INSUFFICIENT_PROGRESS) | (out.status == Status.NUMERICAL_ERROR)
+    failed = (failed & ~definite).nonzero().squeeze(-1)
+    if failed.numel():  # a tolerated negative eigenvalue that made the method fail is the reason to give
+        P = scaled.P[failed]
+        negative = torch.linalg.eigvalsh(P)[:, 0] < -EIGENVALUE * P.abs().amax((-2, -1))
+        out.status[failed[negative]] = int(Status.NON_CONVEX)
+    return out
 
 
 def _iterate(

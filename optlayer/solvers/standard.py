@@ -20,7 +20,6 @@ from ..problem import HUGE
 from ..status import Status
 
 CONVEXITY = 3e-5  # of max |P|: below it a negative eigenvalue is a rounded datum (VALUES, ICULS0), above it a fact
-SCALED_CONVEXITY = 1e-2  # the same of equilibrated data, where diag(1e6, -1) does not pass for rounded
 
 
 class Standard(NamedTuple):
@@ -81,10 +80,10 @@ def unlimited(program: Program, p: int) -> Program:
     return program._replace(d=torch.cat([b, opened(h)], 1), lb=opened(program.lb), ub=opened(program.ub))
 
 
-def convex(P: Tensor, tolerance: float = CONVEXITY) -> Tensor:
-    """Whether P + tolerance max|P| I has a Cholesky factor, for each element."""
+def convex(P: Tensor) -> Tensor:
+    """Whether P + 3e-5 max|P| I has a Cholesky factor, for each element."""
     P = P.clone()
-    P.diagonal(dim1=-2, dim2=-1).add_(tolerance * P.abs().amax((-2, -1)).unsqueeze(-1) + NONZERO)
+    P.diagonal(dim1=-2, dim2=-1).add_(CONVEXITY * P.abs().amax((-2, -1)).unsqueeze(-1) + NONZERO)
     info: Tensor = torch.linalg.cholesky_ex(P).info
     return info == 0
 
