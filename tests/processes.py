@@ -25,7 +25,7 @@ def spawn(work: Callable[..., None], folder: Path, count: int = 2, limit: float 
 
     The time goes from the call; none of the processes outlives it.
     """
-    context = torch.multiprocessing.spawn(work, (str(folder),), nprocs=count, join=False)
+    context = torch.multiprocessing.spawn(_run, (work, str(folder)), nprocs=count, join=False)
     end = time.monotonic() + limit
     try:
         while not context.join(timeout=max(0.0, min(1.0, end - time.monotonic()))):
@@ -36,6 +36,12 @@ def spawn(work: Callable[..., None], folder: Path, count: int = 2, limit: float 
             if process.is_alive():
                 process.kill()
             process.join()
+
+
+def _run(rank: int, work: Callable[..., None], folder: str) -> None:
+    """Do the work and leave at once: threads of gloo may hang an interpreter that shuts down in order."""
+    work(rank, folder)
+    os._exit(0)
 
 
 def join_group(rank: int, folder: str, count: int = 2) -> None:
