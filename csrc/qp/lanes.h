@@ -1,0 +1,169 @@
+// SPDX-License-Identifier: Apache-2.0
+// Between arrays of the caller, one element after the other, and values V, one element to a lane: a transpose.
+//
+// `offsets` holds for every lane the index of its element's first value. Arrays are float64, or float32 where `single`.
+// `step` is the distance in values V from one to the next: 1 for a vector, the leading dimension for a column.
+#pragma once
+
+#include "../common/pack.h"
+
+namespace optlayer {
+namespace OPTLAYER_ISA {
+
+OPTLAYER_INLINE double value(const void* data, bool single, int64_t i) {
+  return single ? (double)static_cast<const float*>(data)[i] : static_cast<const double*>(data)[i];
+}
+OPTLAYER_INLINE void assign(void* data, bool single, int64_t i, double a) {
+  if (single)
+    static_cast<float*>(data)[i] = (float)a;
+  else
+    static_cast<double*>(data)[i] = a;
+}
+
+template <class V>
+OPTLAYER_INLINE bool alike(const int64_t* offsets) {
+  bool same = true;
+  for (int l = 1; l < lanes<V>; l++) same = same && offsets[l] == offsets[0];
+  return same;
+}
+
+#if !defined(__CUDACC__)
+
+// W rows of W values, transposed in registers: stage by stage the blocks off the diagonal change places.
+template <int W>
+struct Square;
+
+#define OPTLAYER_SWAP(a, b, low, high)                   \
+  {                                                      \
+    const Raw x = a, y = b;                              \
+    a = __builtin_shufflevector(x, y, OPTLAYER_LIST low);  \
+    b = __builtin_shufflevector(x, y, OPTLAYER_LIST high); \
+  }
+#define OPTLAYER_LIST(...) __VA_ARGS__
+
+template <>
+struct Square<2> {
+  using Raw = Vector<double, 2>::Raw;
+  typedef float Half __attribute__((vector_size(8)));
+  static OPTLAYER_MEMBER void transpose(Raw* t) { OPTLAYER_SWAP(t[0], t[1], (0, 2), (1, 3)) }
+};
+
+template <>
+struct Square<4> {
+  using Raw = Vector<double, 4>::Raw;
+  typedef float Half __attribute__((vector_size(16)));
+  static OPTLAYER_MEMBER void transpose(Raw* t) {
+    OPTLAYER_UNROLL for (int i = 0; i < 4; i += 2) OPTLAYER_SWAP(t[i], t[i + 1], (0, 4, 2, 6), (1, 5, 3, 7))
+    OPTLAYER_UNROLL for (int i = 0; i < 2; i++) OPTLAYER_SWAP(t[i], t[i + 2], (0, 1, 4, 5), (2, 3, 6, 7))
+  }
+};
+
+template <>
+struct Square<8> {
+  using Raw = Vector<double, 8>::Raw;
+  typedef float Half __attribute__((vector_size(32)));
+  static OPTLAYER_MEMBER void transpose(Raw* t) {
+    OPTLAYER_UNROLL for (int i = 0; i < 8; i += 2)
+      OPTLAYER_SWAP(t[i], t[i + 1], (0, 8, 2, 10, 4, 12, 6, 14), (1, 9, 3, 11, 5, 13, 7, 15))
+    OPTLAYER_UNROLL for (int i = 0; i < 8; i++)
+      if ((i & 2) == 0) OPTLAYER_SWAP(t[i], t[i + 2], (0, 1, 8, 9, 4, 5, 12, 13), (2, 3, 10, 11, 6, 7, 14, 15))
+    OPTLAYER_UNROLL for (int i = 0; i < 4; i++)
+      OPTLAYER_SWAP(t[i], t[i + 4], (0, 1, 2, 3, 8, 9, 10, 11), (4, 5, 6, 7, 12, 13, 14, 15))
+  }
+};
+
+#undef OPTLAYER_LIST
+#undef OPTLAYER_SWAP
+
+// W consecutive values.
+template <int W>
+OPTLAYER_INLINE typename Square<W>::Raw consecutive(const void* data, bool single, int64_t i) {
+  typename Square<W>::Raw raw;
+  if (single) {
+    typename Square<W>::Half half;
+    memcpy(&half, static_cast<const float*>(data) + i, sizeof half);
+    raw = __builtin_convertvector(half, typename Square<W>::Raw);
+  } else {
+    memcpy(&raw, static_cast<const double*>(data) + i, sizeof raw);
+  }
+  return raw;
+}
+template <int W>
+OPTLAYER_INLINE void assign_consecutive(void* data, bool single, int64_t i, typename Square<W>::Raw raw) {
+  if (single) {
+    const typename Square<W>::Half half = __builtin_convertvector(raw, typename Square<W>::Half);
+    memcpy(static_cast<float*>(data) + i, &half, sizeof half);
+  } else {
+    memcpy(static_cast<double*>(data) + i, &raw, sizeof raw);
+  }
+}
+
+template <int W>
+OPTLAYER_INLINE int64_t load_squares(const void* data, bool single, const int64_t* offsets, int64_t count,
+                                     Pack<double, W>* to, int64_t step) {
+  int64_t i = 0;
+  for (; i + W <= count; i += W) {
+    typename Square<W>::Raw t[W];
+    OPTLAYER_UNROLL for (int l = 0; l < W; l++) t[l] = consecutive<W>(data, single, offsets[l] + i);
+    Square<W>::transpose(t);
+    OPTLAYER_UNROLL for (int l = 0; l < W; l++) to[(i + l) * step].v = t[l];
+  }
+  return i;
+}
+template <int W>
+OPTLAYER_INLINE int64_t store_squares(const Pack<double, W>* from, int64_t count, void* data, bool single,
+                                      const int64_t* offsets, int used, int64_t step) {
+  int64_t i = 0;
+  for (; i + W <= count; i += W) {
+    typename Square<W>::Raw t[W];
+    OPTLAYER_UNROLL for (int l = 0; l < W; l++) t[l] = from[(i + l) * step].v;
+    Square<W>::transpose(t);
+    OPTLAYER_UNROLL for (int l = 0; l < W; l++)
+      if (l < used) assign_consecutive<W>(data, single, offsets[l] + i, t[l]);
+  }
+  return i;
+}
+
+#endif
+
+// Of a scalar there is nothing to transpose.
+OPTLAYER_INLINE int64_t load_squares(const void*, bool, const int64_t*, int64_t, double*, int64_t) { return 0; }
+OPTLAYER_INLINE int64_t store_squares(const double*, int64_t, void*, bool, const int64_t*, int, int64_t) { return 0; }
+
+// to[i] = value i of the element in each lane.
+template <class V>
+static void load(const void* data, bool single, const int64_t* offsets, int64_t count, V* to, int64_t step = 1) {
+  if (alike<V>(offsets)) {
+    for (int64_t i = 0; i < count; i++) to[i * step] = V(value(data, single, offsets[0] + i));
+    return;
+  }
+  for (int64_t i = load_squares(data, single, offsets, count, to, step); i < count; i++)
+    for (int l = 0; l < lanes<V>; l++) lane(to[i * step], l) = value(data, single, offsets[l] + i);
+}
+
+// The same for a matrix, row after row; columns beyond `cols` become zero.
+template <class V>
+static void load_rows(const void* data, bool single, const int64_t* offsets, int rows, int cols, int ld, V* to) {
+  if (ld == cols) {
+    load(data, single, offsets, (int64_t)rows * cols, to);
+    return;
+  }
+  int64_t at[lanes<V>];
+  for (int l = 0; l < lanes<V>; l++) at[l] = offsets[l];
+  for (int i = 0; i < rows; i++) {
+    load(data, single, at, cols, to + (size_t)i * ld);
+    for (int j = cols; j < ld; j++) to[(size_t)i * ld + j] = V(0);
+    for (int l = 0; l < lanes<V>; l++) at[l] += cols;
+  }
+}
+
+// Value i of the element in each of the first `used` lanes = from[i].
+template <class V>
+static void store(const V* from, int64_t count, void* data, bool single, const int64_t* offsets, int used,
+                  int64_t step = 1) {
+  for (int64_t i = store_squares(from, count, data, single, offsets, used, step); i < count; i++)
+    for (int l = 0; l < used; l++) assign(data, single, offsets[l] + i, lane(from[i * step], l));
+}
+
+}  // namespace OPTLAYER_ISA
+}  // namespace optlayer
