@@ -29,23 +29,31 @@ struct Program {
   V* live;         // (r) 1 or 0; equalities are live
   V *has_lo, *has_hi, *fixed;  // (n) 1 or 0; of a fixed variable only `fixed` is 1, and lo = hi = its value
 
+  // live, has_lo and has_hi follow each other in memory: together they tell which of all T = r + 2 n rows are there.
   void lay_out(Arena& arena, int n_, int m_, int p_) {
     n = n_, m = m_, p = p_, r = m_ + p_, ld = leading<V>(n_), boxes = false;
     P = arena.take<V>((size_t)n * ld), C = arena.take<V>((size_t)r * ld);
-    for (V** vector : {&q, &lo, &hi, &D, &has_lo, &has_hi, &fixed}) *vector = arena.take<V>(n);
-    for (V** vector : {&d, &E, &live}) *vector = arena.take<V>(r);
+    for (V** vector : {&q, &lo, &hi, &D, &fixed}) *vector = arena.take<V>(n);
+    for (V** vector : {&d, &E}) *vector = arena.take<V>(r);
+    live = arena.take<V>(r + 2 * n), has_lo = live + r, has_hi = has_lo + n;
   }
+
+  // Rows of C and, where there are any, bounds.
+  int rows() const { return boxes ? r + 2 * n : r; }
 };
 
 // x, multipliers v = [y; z] and slacks s of all rows (s of equalities and dead rows is 1, z of dead rows 0), multipliers
 // and slacks of the bounds (absent: multiplier 0, slack 1).
+//
+// v, z_lo, z_hi follow each other in memory, and so do s, s_lo, s_hi: in one loop they are the T rows [C; -I; I].
 template <class V>
 struct Point {
   V *x, *v, *s, *z_lo, *s_lo, *z_hi, *s_hi;
 
   void lay_out(Arena& arena, int n, int r) {
-    for (V** vector : {&x, &z_lo, &s_lo, &z_hi, &s_hi}) *vector = arena.take<V>(n);
-    for (V** vector : {&v, &s}) *vector = arena.take<V>(r);
+    x = arena.take<V>(n);
+    v = arena.take<V>(r + 2 * n), z_lo = v + r, z_hi = z_lo + n;
+    s = arena.take<V>(r + 2 * n), s_lo = s + r, s_hi = s_lo + n;
   }
 };
 

@@ -1,0 +1,160 @@
+// SPDX-License-Identifier: Apache-2.0
+// The primal-dual interior point method on a pack of programs (optlayer/solvers/interior.py): Newton steps until every
+// lane has its verdict. A lane is
+//
+//     solved      when the contract (unscaled residuals) and the scaled, purely relative residuals hold, or early, when
+//                 the active set that its point suggests is proven right (polish.h),
+//     infeasible, or unbounded, when an iterate or its last step certifies it (every second iteration looks),
+//     undecided   when it stalls, breaks down or runs out of iterations.
+//
+// A lane with a verdict stands still while the others go on.
+#pragma once
+
+#include "certificate.h"
+#include "newton.h"
+
+namespace optlayer {
+namespace OPTLAYER_ISA {
+
+static constexpr int STALL = 12, AFTER_CONTRACT = 6;  // iterations without progress, and those granted after the contract
+static constexpr double PROGRESS = 0.9;               // a residual below this part of its record makes progress
+static constexpr double STUCK = 0.8;    // one that keeps more than this part over a step may belong to no solution
+static constexpr double DIVERGED = 1e3; // scaled variables of this size may be on a ray
+static constexpr double RIPE = 1e-5;    // relative residuals at which the active set may show
+static constexpr double RIPER = 1e-3;   // of the residuals at a failed attempt: worth another
+
+template <class V>
+struct Interior {
+  Newton<V> newton;
+  Certificates<V> certificates;
+  V *last_x, *last_v, *last_Px, *last_Cx;  // the iterate before
+  V *trial, *step_x, *step_P, *step_C;
+  V *best_x, *best_v, *best_s;  // the best iterate among those that meet the contract
+  V iterations;
+  Mask<V> solved;     // the point stands for a solution, not yet polished
+  Mask<V> finished;   // polished early and done
+  Mask<V> infeasible, unbounded;
+
+  void lay_out(Arena& arena, int n, int r, int p) {
+    newton.lay_out(arena, n, r, p);
+    certificates.lay_out(arena, n, r);
+    for (V** vector : {&last_x, &last_Px, &step_x, &step_P, &best_x}) *vector = arena.take<V>(n);
+    for (V** vector : {&last_v, &last_Cx, &trial, &step_C}) *vector = arena.take<V>(r);
+    for (V** vector : {&best_v, &best_s}) *vector = arena.take<V>(r + 2 * n);
+  }
+
+  // Run on the lanes of `which`, from the start or the warm start already in the point. `polish(ripe)` tries to finish
+  // the lanes of `ripe` from the present point and returns those that it finished.
+  template <class Polish>
+  void run(Mask<V> which, Mask<V> sound, Polish polish) {
+    const Rules& rules = *newton.rules;
+    const int n = newton.n, r = newton.r;
+    Mask<V> running = which && sound;
+    solved = finished = infeasible = unbounded = Mask<V>(false);
+    iterations = V(0);
+    V records[4], age(0), after(0), reference(1), proximal(PROXIMAL), ripe(RIPE), best(INFINITY), last_p(0), last_d(0);
+    for (V& record : records) record = V(INFINITY);
+    for (int k = 0;; k++) {
+      newton.measure();
+      const V worst = larger(larger(newton.primal, newton.dual), newton.gap);
+      const Mask<V> met = newton.contract <= V(1), exact = worst <= V(rules.relative);
+
+      Mask<V> ends = met && exact;
+      after = select(met || after > V(0), after + V(1), V(0));
+      keep_best(running && met, best);
+      const V open_mu = select(newton.gap > V(rules.relative), newton.mu, V(0)), least(0.1 * rules.relative);
+      const V values[4] = {larger(newton.primal, least), larger(newton.dual, least), larger(newton.gap, least), open_mu};
+      Mask<V> progress(false);
+      for (int i = 0; i < 4; i++) {
+        const Mask<V> better = values[i] < V(PROGRESS) * records[i];
+        records[i] = select(better, values[i], records[i]);
+        progress = progress || better;
+      }
+      age = select(progress, V(0), age + V(1));
+      const Mask<V> stalled = age > V(STALL) || after > V(AFTER_CONTRACT);
+      const Mask<V> broken = !(newton.contract < V(INFINITY)) || !sound;
+      const Mask<V> takes_best = running && !ends && best <= V(1) && (stalled || broken || Mask<V>(k == rules.max_iter));
+      if (any(takes_best)) restore_best(takes_best);
+      solved = solved || (running && ends) || takes_best;
+      running = running && !(ends || stalled || broken);
+
+      if (k % 2 == 0) {
+        certify(running, k, last_p, last_d);
+        running = running && !(infeasible || unbounded);
+      }
+      const bool out_of_time = k == rules.max_iter;
+      const Mask<V> candidates = running && worst <= ripe;
+      if (any(running) && !out_of_time && !any(running && !candidates)) {
+        const Mask<V> accepted = polish(candidates || (solved && !finished));
+        finished = finished || accepted;
+        running = running && !accepted;
+        ripe = select(candidates, worst * V(RIPER), ripe);
+      }
+      if (!any(running) || out_of_time) break;
+
+      const V distance = select(newton.alone, larger(newton.primal, newton.dual), newton.mu);
+      if (k == 0) reference = larger(distance, V(NONZERO));
+      proximal = smaller(proximal, V(PROXIMAL) * distance / reference);
+      for (int j = 0; j < n; j++) last_x[j] = newton.at.x[j], last_Px[j] = newton.Px[j];
+      for (int i = 0; i < r; i++) last_v[i] = newton.at.v[i], last_Cx[i] = newton.Ex[i];
+      last_p = newton.primal, last_d = newton.dual;
+      sound = newton.advance(larger(proximal, V(RHO_MIN)), larger(proximal, V(rules.delta)), running) || !running;
+      iterations += select(running, V(1), V(0));
+    }
+  }
+
+  void keep_best(Mask<V> candidates, V& best) {
+    const Mask<V> better = candidates && newton.contract < best;
+    if (!any(better)) return;
+    best = select(better, newton.contract, best);
+    for (int j = 0; j < newton.n; j++) best_x[j] = select(better, newton.at.x[j], best_x[j]);
+    for (int i = 0; i < newton.T; i++) {
+      best_v[i] = select(better, newton.at.v[i], best_v[i]);
+      best_s[i] = select(better, newton.at.s[i], best_s[i]);
+    }
+  }
+
+  void restore_best(Mask<V> takes) {
+    for (int j = 0; j < newton.n; j++) newton.at.x[j] = select(takes, best_x[j], newton.at.x[j]);
+    for (int i = 0; i < newton.T; i++) {
+      newton.at.v[i] = select(takes, best_v[i], newton.at.v[i]);
+      newton.at.s[i] = select(takes, best_s[i], newton.at.s[i]);
+    }
+  }
+
+  // Look for certificates in the iterate and in its last step (when iterates diverge the step is the ray itself), on
+  // the lanes whose primal (infeasible) or dual (unbounded) residual is stuck.
+  void certify(Mask<V> running, int k, V last_p, V last_d) {
+    const Program<V>& Q = *newton.Q;
+    const int n = newton.n, r = newton.r, p = newton.p;
+    Mask<V> late = running;
+    if (k < 2) late = late && newton.alone;
+    Mask<V> primal = late && newton.primal > V(1e-12), dual = late && newton.dual > V(1e-12);
+    if (k > 0) primal = primal && newton.primal > V(STUCK) * last_p, dual = dual && newton.dual > V(STUCK) * last_d;
+    if (newton.ranged) dual = Mask<V>(false);
+    else dual = dual && norm(newton.at.x, n) > V(DIVERGED);
+    if (newton.T == 0) primal = Mask<V>(false);
+    if (any(primal)) {
+      for (int i = 0; i < r; i++) trial[i] = newton.at.v[i];
+      infeasible = infeasible || certificates.farkas(Q, *newton.rules, trial, primal);
+      if (k > 0 && any(primal && !infeasible)) {
+        for (int i = 0; i < r; i++) {
+          const V step = newton.at.v[i] - last_v[i];
+          trial[i] = i < p ? step : Q.live[i] * positive(step);
+        }
+        infeasible = infeasible || certificates.farkas(Q, *newton.rules, trial, primal && !infeasible);
+      }
+    }
+    if (!any(dual)) return;
+    if (!newton.any_fixed())
+      unbounded = unbounded || certificates.ray(Q, *newton.rules, newton.at.x, newton.Px, newton.Ex, dual && !infeasible);
+    dual = dual && !infeasible && !unbounded;
+    if (k == 0 || !any(dual)) return;
+    for (int j = 0; j < n; j++) step_x[j] = newton.at.x[j] - last_x[j], step_P[j] = newton.Px[j] - last_Px[j];
+    for (int i = 0; i < r; i++) step_C[i] = newton.Ex[i] - last_Cx[i];
+    unbounded = unbounded || certificates.ray(Q, *newton.rules, step_x, step_P, step_C, dual);
+  }
+};
+
+}  // namespace OPTLAYER_ISA
+}  // namespace optlayer

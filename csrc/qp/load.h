@@ -1,0 +1,136 @@
+// SPDX-License-Identifier: Apache-2.0
+// From the caller's arrays to programs in lanes: load, symmetrise, judge, mask (optlayer/solvers/standard.py).
+#pragma once
+
+#include "lanes.h"
+#include "program.h"
+#include "rules.h"
+
+namespace optlayer {
+namespace OPTLAYER_ISA {
+
+static constexpr double UNLIMITED = 1e20;  // entries of h, lb and ub of this magnitude are none at all
+
+// The problems that a pack works on; a pack with too few repeats its last one, and `used` lanes are written.
+template <class V>
+struct Elements {
+  int64_t at[lanes<V>];
+  int used;
+
+  Elements(int64_t begin, int64_t end) {
+    used = end - begin < lanes<V> ? (int)(end - begin) : lanes<V>;
+    for (int l = 0; l < lanes<V>; l++) at[l] = begin + (l < used ? l : used - 1);
+  }
+};
+
+// `count` values of an argument for each lane; `fill` where it is absent.
+template <class V>
+static void load_vector(const Input& from, bool single, const Elements<V>& elements, int count, double fill, V* to) {
+  if (from.data == nullptr) {
+    for (int i = 0; i < count; i++) to[i] = V(fill);
+    return;
+  }
+  int64_t offsets[lanes<V>];
+  for (int l = 0; l < lanes<V>; l++) offsets[l] = from.offset(elements.at[l]);
+  load(from.data, single, offsets, count, to);
+}
+
+template <class V>
+static void load_matrix(const Input& from, bool single, const Elements<V>& elements, int rows, int cols, int ld, V* to) {
+  if (from.data == nullptr) {
+    for (int i = 0; i < rows * ld; i++) to[i] = V(0);
+    return;
+  }
+  int64_t offsets[lanes<V>];
+  for (int l = 0; l < lanes<V>; l++) offsets[l] = from.offset(elements.at[l]);
+  load_rows(from.data, single, offsets, rows, cols, ld, to);
+}
+
+// NaN where some value is not finite, else 0.
+template <class V>
+static V unsound(const V* values, int rows, int cols, int ld) {
+  V sum(0);
+  for (int i = 0; i < rows; i++)
+    for (int j = 0; j < cols; j++) sum += values[i * ld + j] * V(0);
+  return sum;
+}
+
+// P = (P + P') / 2 and C = [A; G] in the caller's units. Returns the lanes that hold a NaN or an infinity.
+template <class V>
+static Mask<V> load_matrices(const SolveCall& call, const Elements<V>& elements, Program<V>& Q) {
+  const int n = Q.n, ld = Q.ld;
+  load_matrix(call.P, call.single, elements, n, n, ld, Q.P);
+  load_matrix(call.A, call.single, elements, Q.p, n, ld, Q.C);
+  load_matrix(call.G, call.single, elements, Q.m, n, ld, Q.C + (size_t)Q.p * ld);
+  const V sum = unsound(Q.P, n, n, ld) + unsound(Q.C, Q.r, n, ld);
+  for (int i = 0; i < n; i++)
+    for (int j = 0; j < i; j++) Q.P[i * ld + j] = Q.P[j * ld + i] = V(0.5) * (Q.P[i * ld + j] + Q.P[j * ld + i]);
+  return sum != V(0);
+}
+
+
+// q, d = [b; h] and the bounds in the caller's units, and what is there of rows and bounds. `invalid` are lanes with a
+// NaN, or an infinity where none may be; `crossed` those with lb > ub.
+template <class V>
+static void load_vectors(const SolveCall& call, const Elements<V>& elements, Program<V>& Q, Mask<V>& invalid,
+                         Mask<V>& crossed) {
+  const int n = Q.n, m = Q.m, p = Q.p;
+  load_vector(call.q, call.single, elements, n, 0, Q.q);
+  load_vector(call.b, call.single, elements, p, 0, Q.d);
+  load_vector(call.h, call.single, elements, m, 0, Q.d + p);
+  invalid = unsound(Q.q, 1, n, n) + unsound(Q.d, 1, p, p) != V(0);
+  for (int i = 0; i < p; i++) Q.live[i] = V(1);
+  for (int i = p; i < Q.r; i++) {
+    const Mask<V> open = Q.d[i] >= V(UNLIMITED);
+    invalid = invalid || Q.d[i] <= V(-UNLIMITED) || Q.d[i] != Q.d[i];
+    Q.live[i] = select(open, V(0), V(1));
+    Q.d[i] = select(open, V(0), Q.d[i]);
+  }
+  crossed = Mask<V>(false);
+  Q.boxes = false;
+  const bool bounds = call.lb.data != nullptr || call.ub.data != nullptr;
+  load_vector(call.lb, call.single, elements, n, -INFINITY, Q.lo);
+  load_vector(call.ub, call.single, elements, n, INFINITY, Q.hi);
+  for (int j = 0; j < n; j++) {
+    Q.fixed[j] = Q.has_lo[j] = Q.has_hi[j] = V(0);
+    if (!bounds) {
+      Q.lo[j] = Q.hi[j] = V(0);
+      continue;
+    }
+    const V lo = Q.lo[j], hi = Q.hi[j];
+    invalid = invalid || lo != lo || hi != hi || lo >= V(UNLIMITED) || hi <= V(-UNLIMITED);
+    crossed = crossed || lo > hi;
+    const Mask<V> fixed = lo == hi;
+    Q.fixed[j] = select(fixed, V(1), V(0));
+    Q.has_lo[j] = select(lo > V(-UNLIMITED) && !fixed, V(1), V(0));
+    Q.has_hi[j] = select(hi < V(UNLIMITED) && !fixed, V(1), V(0));
+    Q.lo[j] = select(lo > V(-UNLIMITED), lo, V(0));
+    Q.hi[j] = select(hi < V(UNLIMITED), hi, V(0));
+    Q.boxes = Q.boxes || any(Q.has_lo[j] + Q.has_hi[j] + Q.fixed[j] > V(0));
+  }
+  crossed = crossed && !invalid;
+}
+
+// Rows with h = inf do not shape the scaling.
+template <class V>
+static void mask_rows(Program<V>& Q) {
+  for (int i = Q.p; i < Q.r; i++)
+    if (!all(Q.live[i] > V(0)))
+      for (int j = 0; j < Q.n; j++) Q.C[i * Q.ld + j] *= Q.live[i];
+}
+
+// Lanes whose data are of no use get a harmless problem instead, so that their values disturb nobody's speed.
+template <class V>
+static void replace(Program<V>& Q, Mask<V> bad) {
+  for (int i = 0; i < Q.n; i++) {
+    for (int j = 0; j < Q.n; j++) Q.P[i * Q.ld + j] = select(bad, V(i == j), Q.P[i * Q.ld + j]);
+    for (V* vector : {Q.q, Q.lo, Q.hi, Q.has_lo, Q.has_hi, Q.fixed}) vector[i] = select(bad, V(0), vector[i]);
+  }
+  for (int i = 0; i < Q.r; i++) {
+    for (int j = 0; j < Q.n; j++) Q.C[i * Q.ld + j] = select(bad, V(0), Q.C[i * Q.ld + j]);
+    Q.d[i] = select(bad, V(0), Q.d[i]);
+  }
+}
+
+}  // namespace OPTLAYER_ISA
+}  // namespace optlayer

@@ -1,0 +1,360 @@
+// SPDX-License-Identifier: Apache-2.0
+// The interior point method's view of a program: a point, its residuals, and one Newton step from it
+// (optlayer/solvers/newton.py). With E = [G; -I; I], e = [h; -lb; ub],
+//
+//     P x + q + A'y + E'z = 0,      A x = b,      E x + s = e,      s_i z_i = 0,      s, z >= 0
+//
+// is followed along s_i z_i = mu -> 0. A step factorises one matrix and solves with it twice. rho and delta, the terms of
+// the proximal method of multipliers, stand in the matrix only: the residuals are those of the problem itself.
+//
+// Two forms of the system: the weight split (split.h) for any program, and the range space (range.h), where x follows
+// from the multipliers, stationarity always holds and primal and dual steps are of one length.
+#pragma once
+
+#include "range.h"
+#include "rules.h"
+#include "split.h"
+
+namespace optlayer {
+namespace OPTLAYER_ISA {
+
+static constexpr double PROXIMAL = 1e-6;                               // rho and delta at the start; both fall with mu
+static constexpr double RHO_MIN = 1e-14;                               // floor of rho
+static constexpr double STEP = 0.95, LONG_STEP = 0.9999, LONG = 0.9;   // fraction to the boundary, beyond 0.9
+static constexpr double TINY = 1e-40;                                  // floor of s and z
+static constexpr double START_FLOOR = 1e-2;                            // of s and z in the starting point
+static constexpr double FAR = 1e6;     // scaled right-hand sides beyond this do not shape the starting point
+static constexpr double ABSURD = 1e6;  // a warm start so many times larger than the cold one is none
+static constexpr double CAP = 100;     // of the weight split
+static constexpr double NONZERO = 1e-300;
+
+template <class V>
+struct Newton {
+  const Program<V>* Q;
+  const Rules* rules;
+  bool ranged;
+  int n, r, p, T;  // T rows: C and, where there are any, the bounds
+  V count;         // inequalities of each lane, at least 1
+  Mask<V> alone;   // lanes without any: they take full Newton steps
+
+  Point<V> at;
+  RangeSpace<V> space;
+  Split<V> split;  // its F and inv_f also hold the range space's factor
+  V *e, *Ex;       // (T) right-hand sides and products of all rows
+  V *rd, *rz;      // (n), (T) residuals
+  V *Px, *Gz, *Ay; // (n)
+  V *w, *iz, *is, *c, *dz, *ds;  // (T) weights, 1/z, 1/s, right-hand side, directions
+  V *dx, *diagonal, *free;       // (n)
+
+  V mu, primal, dual, gap;  // mean complementarity; scaled, purely relative residuals
+  V contract;               // the largest unscaled residual in units of its tolerance: met at 1
+
+  void lay_out(Arena& arena, int n_, int r_, int p_) {
+    n = n_, r = r_, p = p_;
+    const int most = r + 2 * n;
+    at.lay_out(arena, n, r);
+    space.lay_out(arena, n, r);
+    split.lay_out(arena, n, r, r);
+    for (V** vector : {&e, &Ex, &rz, &w, &iz, &is, &c, &dz, &ds}) *vector = arena.take<V>(most);
+    for (V** vector : {&rd, &Px, &Gz, &Ay, &dx, &diagonal, &free}) *vector = arena.take<V>(n);
+  }
+
+  void begin(const Program<V>& program, const Rules& given, bool in_range_space) {
+    Q = &program, rules = &given, ranged = in_range_space, T = program.rows();
+    count = V(0);
+    for (int i = 0; i < r; i++) e[i] = Q->d[i];
+    for (int i = p; i < r; i++) count += Q->live[i];
+    for (int j = 0; j < n; j++) free[j] = V(1) - Q->fixed[j];
+    if (Q->boxes)
+      for (int j = 0; j < n; j++) {
+        e[r + j] = -Q->lo[j], e[r + n + j] = Q->hi[j];
+        count += Q->has_lo[j] + Q->has_hi[j];
+      }
+    alone = count == V(0);
+    count = larger(count, V(1));
+  }
+
+  // E x (and A x) for all rows. In the range space C x follows from v.
+  void rows_of(const V* x) {
+    if (ranged) {
+      product(space.K, space.ldk, r, r, at.v, Ex);
+      for (int i = 0; i < r; i++) Ex[i] = -(space.g[i] + Ex[i]);
+    } else {
+      product(Q->C, Q->ld, r, n, x, Ex);
+    }
+    if (Q->boxes)
+      for (int j = 0; j < n; j++) Ex[r + j] = -x[j], Ex[r + n + j] = x[j];
+  }
+
+  // (dx, dz) with (P + rho) dx + E'dz = a, E dx - dz/w = c for all rows, equalities included; a = -rd in the split.
+  void solve() {
+    if (ranged) {
+      for (int i = 0; i < r; i++) dz[i] = -c[i];
+      lower_solve(split.F, split.ldf, split.inv_f, r, dz);
+      lower_solve_transposed(split.F, split.ldf, split.inv_f, r, dz);
+      return;
+    }
+    for (int j = 0; j < n; j++) dx[j] = -rd[j];
+    if (Q->boxes)
+      for (int j = 0; j < n; j++) dx[j] += w[r + n + j] * c[r + n + j] - w[r + j] * c[r + j];
+    split.solve(*Q, Q->boxes ? free : nullptr, dx, c, dx, dz);
+    if (Q->boxes)
+      for (int j = 0; j < n; j++) {
+        dz[r + j] = -w[r + j] * (dx[j] + c[r + j]);
+        dz[r + n + j] = w[r + n + j] * (dx[j] - c[r + n + j]);
+      }
+  }
+
+  // Factorise for the weights w (T).
+  Mask<V> factor(V rho) {
+    if (ranged) {
+      // `ds` serves as the diagonal: 1/w
+      for (int i = 0; i < r; i++) ds[i] = smaller(V(1) / w[i], V(LARGEST_RECIPROCAL));
+      Mask<V> ok = cholesky(space.K, space.ldk, ds, split.F, split.ldf, split.inv_f, r);
+      V bump(0);
+      for (int attempt = 0; attempt < 4 && !all(ok); attempt++) {
+        bump = select(ok, bump, V(BUMPS[attempt]));
+        for (int i = 0; i < r; i++) dz[i] = ds[i] + bump * (ds[i] + space.K[i * space.ldk + i]);
+        ok = cholesky(space.K, space.ldk, dz, split.F, split.ldf, split.inv_f, r);
+      }
+      return ok;
+    }
+    for (int j = 0; j < n; j++) diagonal[j] = rho;
+    if (Q->boxes)
+      for (int j = 0; j < n; j++) diagonal[j] += w[r + j] + w[r + n + j];
+    split.weigh(w, CAP);
+    return split.factor(*Q, diagonal, Q->boxes ? free : nullptr);
+  }
+
+  // Mehrotra's starting point, from the system with all weights one; rows far from the origin of the scaled problem
+  // are left out of it and get slacks and multipliers afterwards.
+  Mask<V> start() {
+    V* near = iz;
+    for (int i = 0; i < T; i++) {
+      near[i] = i < p ? V(1) : select(e[i] <= V(FAR), Q->live[i], V(0));
+      w[i] = i < p ? V(1 / PROXIMAL) : near[i] * V(1 / (1 + PROXIMAL));
+      c[i] = ranged ? e[i] + space.g[i] : e[i];
+    }
+    for (int j = 0; j < n; j++) {
+      rd[j] = Q->q[j];
+      at.x[j] = select(free[j] > V(0), V(0), Q->lo[j]);
+    }
+    if (Q->boxes && any_fixed()) {  // their value is part of the right-hand sides
+      product_transposed(Q->P, Q->ld, n, n, at.x, rd);
+      product(Q->C, Q->ld, r, n, at.x, Ex);
+      for (int i = 0; i < r; i++) c[i] -= Ex[i];
+      for (int j = 0; j < n; j++) rd[j] *= free[j];
+    }
+    const Mask<V> ok = factor(V(PROXIMAL));
+    solve();
+    for (int i = 0; i < T; i++) at.v[i] = dz[i];
+    if (!ranged)
+      for (int j = 0; j < n; j++) at.x[j] += free[j] * dx[j];
+    rows_of(at.x);
+    V shift_s(0), shift_z(0), product_sz(0), sum_s(0), sum_z(0), inside(0);
+    for (int i = p; i < T; i++) {
+      const V z = at.v[i];
+      shift_s = larger(select(near[i] > V(0), V(1.5) * z, V(0)), shift_s);
+      shift_z = larger(select(near[i] > V(0), V(-1.5) * z, V(0)), shift_z);
+      inside += near[i];
+    }
+    for (int i = p; i < T; i++) {
+      const V z = at.v[i];
+      at.s[i] = shift_s - z, at.v[i] = shift_z + z;
+      product_sz += near[i] * at.s[i] * at.v[i];
+    }
+    const V flat = select(product_sz <= V(1e-12), V(1), V(0));
+    product_sz = V(0);
+    for (int i = p; i < T; i++) {
+      at.s[i] = near[i] * (at.s[i] + flat), at.v[i] = near[i] * (at.v[i] + flat);
+      product_sz += at.s[i] * at.v[i], sum_s += at.s[i], sum_z += at.v[i];
+    }
+    const V more_s = V(0.5) * product_sz / larger(sum_z, V(NONZERO));
+    const V more_z = V(0.5) * product_sz / larger(sum_s, V(NONZERO));
+    product_sz = V(0);
+    for (int i = p; i < T; i++) {
+      at.s[i] = near[i] * larger(at.s[i] + more_s, V(START_FLOOR));
+      at.v[i] = near[i] * larger(at.v[i] + more_z, V(START_FLOOR));
+      product_sz += at.s[i] * at.v[i];
+    }
+    const V mean = larger(product_sz / larger(inside, V(1)), V(START_FLOOR));
+    for (int i = 0; i < p; i++) at.s[i] = V(1);
+    for (int i = p; i < T; i++) {
+      const Mask<V> apart = near[i] == V(0);
+      const V away = larger(e[i] - Ex[i], V(1));
+      at.s[i] = select(apart, away, at.s[i]), at.v[i] = select(apart, mean / away, at.v[i]);
+      const Mask<V> absent = Q->live[i] == V(0);
+      at.s[i] = select(absent, V(1), at.s[i]), at.v[i] = select(absent, V(TINY), at.v[i]);
+    }
+    return ok;
+  }
+
+  bool any_fixed() const {
+    V sum(0);
+    for (int j = 0; j < n; j++) sum += Q->fixed[j];
+    return any(sum > V(0));
+  }
+
+  // Take a warm start, x in dx (n) and multipliers in dz (T) with slacks to be mended, on the lanes where it is no worse
+  // by far than the cold one.
+  void warm_start() {
+    V usual(0), offered(0);
+    V* x = dx;
+    for (int j = 0; j < n; j++) {
+      x[j] = select(free[j] > V(0), x[j], Q->lo[j]);
+      if (!ranged) usual = larger(absolute(at.x[j]), usual), offered = larger(absolute(x[j]), offered);
+    }
+    V* kept = ds;  // rows_of reads at.v in the range space
+    for (int i = 0; i < T; i++) kept[i] = at.v[i], at.v[i] = i < p ? dz[i] : larger(dz[i], V(START_FLOOR));
+    rows_of(x);
+    for (int i = 0; i < T; i++) {
+      const V s = larger(e[i] - Ex[i], V(START_FLOOR));
+      usual = larger(absolute(kept[i]), usual), offered = larger(absolute(at.v[i]), offered);
+      if (i >= p) usual = larger(at.s[i], usual), offered = larger(s, offered);
+      offered = select(at.v[i] == at.v[i] && s == s, offered, V(INFINITY));
+    }
+    const Mask<V> take = offered < V(ABSURD) * (V(1) + usual);
+    for (int i = 0; i < T; i++) {
+      const Mask<V> there = take && (i < p ? Mask<V>(true) : Q->live[i] > V(0));
+      at.v[i] = select(there, at.v[i], kept[i]);
+      if (i >= p) at.s[i] = select(there, larger(e[i] - Ex[i], V(START_FLOOR)), at.s[i]);
+    }
+    if (!ranged)
+      for (int j = 0; j < n; j++) at.x[j] = select(take, x[j], at.x[j]);
+  }
+
+  // Residuals at the point: scaled for the method, unscaled for the contract.
+  void measure() {
+    const V* x = at.x;
+    rows_of(x);
+    V complementarity(0), support(0), worst_p(0), raw_p(0), size_p(1), raw_size_p(0);
+    for (int i = 0; i < r; i++) {
+      const V unit = V(1) / Q->E[i], v = at.v[i], d = e[i], live = Q->live[i];
+      const V excess = live * (Ex[i] - d);
+      V violation;
+      if (i < p) {
+        rz[i] = excess;
+        violation = absolute(excess);
+      } else {
+        rz[i] = excess + live * at.s[i];
+        complementarity += at.s[i] * v;
+        violation = positive(excess);
+      }
+      support += d * v;
+      worst_p = larger(absolute(rz[i]), worst_p);
+      raw_p = larger(violation * unit, raw_p);
+      const V size = larger(absolute(Ex[i]), absolute(d));
+      size_p = larger(size, size_p);
+      raw_size_p = larger(size * unit, raw_size_p);
+    }
+    for (int i = r; i < T; i++) {
+      const int j = i < r + n ? i - r : i - r - n;
+      const V unit = Q->D[j], live = Q->live[i], excess = live * (Ex[i] - e[i]), size = live * absolute(x[j]);
+      rz[i] = excess + live * at.s[i];
+      complementarity += live * at.s[i] * at.v[i];
+      support += live * e[i] * at.v[i];
+      worst_p = larger(absolute(rz[i]), worst_p);
+      raw_p = larger(positive(excess) * unit, raw_p);
+      size_p = larger(size, size_p);
+      raw_size_p = larger(size * unit, raw_size_p);
+    }
+    mu = complementarity / count;
+
+    V xPx, qx, worst_d(0), raw_d(0), size_d(1e-8), raw_size_d(0), spread;
+    if (ranged) {  // stationarity holds by construction
+      V gv(0), vKv(0);
+      for (int i = 0; i < r; i++) gv += space.g[i] * at.v[i], vKv -= at.v[i] * (Ex[i] + space.g[i]);
+      xPx = space.g0 + V(2) * gv + vKv, qx = -(space.g0 + gv), spread = absolute(qx);
+    } else {
+      product(Q->P, Q->ld, n, n, x, Px);
+      for (int j = 0; j < n; j++) Gz[j] = Ay[j] = V(0);
+      product_transposed(Q->C, Q->ld, p, n, at.v, Ay);
+      product_transposed(Q->C + (size_t)p * Q->ld, Q->ld, r - p, n, at.v + p, Gz);
+      xPx = V(0), qx = V(0), spread = V(0);
+      for (int j = 0; j < n; j++) {
+        const V unit = V(1) / (Q->c * Q->D[j]), box = Q->boxes ? at.z_hi[j] - at.z_lo[j] : V(0), q = Q->q[j];
+        const V sum = Px[j] + q + Ay[j] + Gz[j] + box;
+        support -= Q->fixed[j] * Q->lo[j] * sum;  // the multiplier of a fixed variable is what stationarity leaves
+        rd[j] = free[j] * sum;
+        const V parts = larger(larger(absolute(Px[j]), absolute(q)), larger(absolute(Ay[j]), absolute(Gz[j])));
+        const V size = larger(larger(parts, absolute(box)), Q->fixed[j] * absolute(sum));
+        worst_d = larger(absolute(rd[j]), worst_d);
+        raw_d = larger(absolute(rd[j]) * unit, raw_d);
+        size_d = larger(larger(size, absolute(Gz[j] + box)), size_d);
+        raw_size_d = larger(size * unit, raw_size_d);
+        xPx += x[j] * Px[j], qx += x[j] * q, spread += absolute(x[j] * q);
+      }
+    }
+    const V objective = V(0.5) * xPx + qx, cost = V(1) / Q->c;
+    const V size_g = larger(larger(absolute(objective), V(1e-2) * spread), V(1e-4));
+    primal = worst_p / size_p, dual = worst_d / size_d, gap = complementarity / size_g;
+    const V values = smaller(absolute(objective), absolute(V(0.5) * xPx + support)) * cost;
+    contract = larger(in_tolerance(raw_p, raw_size_p), in_tolerance(raw_d, raw_size_d));
+    contract = larger(in_tolerance(absolute(xPx + qx + support) * cost, values), contract);
+    const V sum = primal + dual + gap;
+    contract = select(sum == sum, contract, V(INFINITY));
+  }
+
+  V in_tolerance(V residual, V size) const {
+    const double least = rules->eps_abs > NONZERO ? rules->eps_abs : NONZERO;
+    return residual / larger(V(rules->eps_rel) * size, V(least));
+  }
+
+  // One predictor-corrector step (Mehrotra, SIAM J. Optim. 2, 1992) of the lanes that are `moving`; returns where the
+  // factorisation succeeded.
+  Mask<V> advance(V rho, V delta, Mask<V> moving) {
+    for (int i = 0; i < p; i++) w[i] = V(1) / delta, c[i] = -rz[i];
+    for (int i = p; i < T; i++) {
+      const V z = at.v[i], s = at.s[i], live = Q->live[i];
+      w[i] = select(moving, live * z / (s + delta * z), live);
+      iz[i] = V(1) / z, is[i] = V(1) / s;
+      c[i] = live * (s - rz[i]);
+    }
+    const Mask<V> ok = factor(rho);
+    solve();
+    V worst_s(-1), worst_z(-1);
+    for (int i = p; i < T; i++) {
+      const V live = Q->live[i];
+      dz[i] *= live;
+      ds[i] = -live * at.s[i] * (V(1) + dz[i] * iz[i]);
+      worst_s = smaller(ds[i] * is[i], worst_s), worst_z = smaller(dz[i] * iz[i], worst_z);
+    }
+    if (ranged) worst_s = worst_z = smaller(worst_s, worst_z);
+    V step_s = V(-1) / worst_s, step_z = V(-1) / worst_z, affine(0);
+    for (int i = p; i < T; i++) affine += Q->live[i] * (at.s[i] + step_s * ds[i]) * (at.v[i] + step_z * dz[i]);
+    V sigma = positive(affine / count) / larger(mu, V(NONZERO));
+    sigma = smaller(sigma * sigma * sigma, V(1));
+    const V target = sigma * mu;
+    for (int i = p; i < T; i++) {
+      // complementarity s z + ds dz - sigma mu of the corrector, over z
+      is[i] = at.s[i] + (ds[i] * dz[i] - target) * iz[i];
+      c[i] = Q->live[i] * (is[i] - rz[i]);
+    }
+    solve();
+    worst_s = worst_z = V(-1);
+    for (int i = p; i < T; i++) {
+      const V live = Q->live[i];
+      dz[i] *= live;
+      ds[i] = -live * (is[i] + at.s[i] * dz[i] * iz[i]);
+      worst_s = smaller(ds[i] / at.s[i], worst_s), worst_z = smaller(dz[i] * iz[i], worst_z);
+    }
+    if (ranged) worst_s = worst_z = smaller(worst_s, worst_z);
+    step_s = fraction(V(-1) / worst_s), step_z = fraction(V(-1) / worst_z);
+    if (!ranged)
+      for (int j = 0; j < n; j++)
+        at.x[j] = select(moving, at.x[j] + step_s * (Q->boxes ? free[j] * dx[j] : dx[j]), at.x[j]);
+    for (int i = 0; i < p; i++) at.v[i] = select(moving, at.v[i] + step_z * dz[i], at.v[i]);
+    for (int i = p; i < T; i++) {
+      at.s[i] = select(moving, larger(at.s[i] + step_s * ds[i], V(TINY)), at.s[i]);
+      at.v[i] = select(moving, larger(at.v[i] + step_z * dz[i], V(TINY)), at.v[i]);
+    }
+    return ok;
+  }
+
+  V fraction(V step) const {
+    return select(alone, V(1), step * select(step > V(LONG), V(LONG_STEP), V(STEP)));
+  }
+};
+
+}  // namespace OPTLAYER_ISA
+}  // namespace optlayer

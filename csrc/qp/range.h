@@ -1,0 +1,73 @@
+// SPDX-License-Identifier: Apache-2.0
+// The range space of a program with a well-conditioned positive definite P and no bounds: x is eliminated once and for
+// all, and the interior point method runs on the multipliers alone.
+//
+//     x = -P^-1 (q + C'v)    =>    C x = -(g + K v),      K = C P^-1 C' = V'V,   g = V' L^-1 q,   V = L^-1 C'
+//
+// Stationarity then holds at every v, so primal and dual steps are of one length, and a Newton step is
+//
+//     (K + diag(1/w)) dv = C x - d + (slacks, complementarity)            one Cholesky factorisation of a (r, r) matrix
+//
+// Objective and gap need no x either: x'Px = g_0 + 2 g'v + v'Kv and q'x = -(g_0 + g'v) with g_0 = q'P^-1 q.
+#pragma once
+
+#include "program.h"
+
+namespace optlayer {
+namespace OPTLAYER_ISA {
+
+static constexpr double PIVOT_RATIO = 1e-6;       // least admissible min L_ii^2 / max L_ii^2
+static constexpr double ROWS_PER_VARIABLE = 1.6;  // where its cost meets the split's
+static constexpr double LARGEST_RECIPROCAL = 1e60; // of a weight: a row of weight zero is not there
+
+template <class V>
+struct RangeSpace {
+  int n, r, ld, ldk;
+  V *L, *inv;  // (n, n) with L L' = P, (n)
+  V* VT;       // (r, n): the rows of V'
+  V* K;        // (r, r)
+  V *lq, *g;   // L^-1 q (n), V' L^-1 q (r)
+  V g0;        // q'P^-1 q
+
+  void lay_out(Arena& arena, int n_, int r_) {
+    n = n_, r = r_, ld = leading<V>(n_), ldk = leading<V>(r_);
+    L = arena.take<V>((size_t)n * ld), inv = arena.take<V>(n);
+    VT = arena.take<V>((size_t)r * ld), K = arena.take<V>((size_t)r * ldk);
+    lq = arena.take<V>(n), g = arena.take<V>(r);
+  }
+
+  // L; returns the lanes that may take the shortcut as far as P is concerned, and in `definite` where L exists.
+  Mask<V> admit(const Program<V>& Q, Mask<V>& definite) {
+    definite = cholesky(Q.P, Q.ld, (const V*)nullptr, L, ld, inv, n);
+    V least = L[0], most = L[0];
+    for (int i = 0; i < n; i++) least = smaller(L[i * ld + i], least), most = larger(L[i * ld + i], most);
+    return definite && least * least >= V(PIVOT_RATIO) * most * most;
+  }
+
+  // V and K from L and C.
+  void set_up(const Program<V>& Q) {
+    for (int i = 0; i < r; i++)
+      for (int j = 0; j < n; j++) VT[i * ld + j] = Q.C[i * Q.ld + j];
+    solve_rows(L, ld, inv, n, VT, ld, r);
+    row_products(VT, ld, r, n, K, ldk);
+  }
+
+  // What depends on q.
+  void set_cost(const Program<V>& Q) {
+    for (int j = 0; j < n; j++) lq[j] = Q.q[j];
+    lower_solve(L, ld, inv, n, lq);
+    product(VT, ld, r, n, lq, g);
+    g0 = dot(lq, lq, n);
+  }
+
+  // x = -L^-T (L^-1 q + V v).
+  void primal(const V* v, V* x) const {
+    for (int j = 0; j < n; j++) x[j] = lq[j];
+    product_transposed(VT, ld, r, n, v, x);
+    for (int j = 0; j < n; j++) x[j] = -x[j];
+    lower_solve_transposed(L, ld, inv, n, x);
+  }
+};
+
+}  // namespace OPTLAYER_ISA
+}  // namespace optlayer
