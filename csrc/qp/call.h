@@ -8,6 +8,10 @@
 #include <stddef.h>
 #include <stdint.h>
 
+// These records are compiled for several instruction sets: a function in them must not exist as a symbol, or the linker
+// would keep whichever copy it meets first.
+#define OPTLAYER_PLAIN __attribute__((always_inline)) inline
+
 namespace optlayer {
 
 // One tensor argument; `data` is null where the block is absent. float32 and float64 are told apart by the call.
@@ -16,8 +20,8 @@ struct Input {
   int64_t stride = 0;                // values from one element to the next: 0 where the batch shares one
   const int64_t* offsets = nullptr;  // of each element instead, where no single stride will do
 
-  int64_t offset(int64_t element) const { return offsets != nullptr ? offsets[element] : element * stride; }
-  bool shared() const { return data == nullptr || (offsets == nullptr && stride == 0); }
+  OPTLAYER_PLAIN int64_t offset(int64_t element) const { return offsets != nullptr ? offsets[element] : element * stride; }
+  OPTLAYER_PLAIN bool shared() const { return data == nullptr || (offsets == nullptr && stride == 0); }
 };
 
 enum class Formulation : int { automatic = 0, split = 1, range = 2 };
@@ -88,17 +92,22 @@ struct PullCall {
   void *dP = nullptr, *dG = nullptr, *dA = nullptr;  // null: not wanted
 };
 
-// The kernels of one instruction set. Elements [begin, end) are worked on by one thread with a workspace of its own,
-// 64-byte aligned and of the size told.
-struct Engine {
-  const char* name;
-  int lanes;  // float64 problems side by side
+// The kernels for problems one by one, or for as many of them side by side as a register holds. Elements [begin, end)
+// are worked on by one thread with a workspace of its own, 64-byte aligned and of the size told.
+struct Kernels {
+  int lanes;
   size_t (*solve_workspace)(const SolveCall&);
   // Elements that the kernels do not decide (no convergence and no certificate, rare degeneracies) end with the
   // status UNSOLVED: the reference engine takes them.
   void (*solve)(const SolveCall&, int64_t begin, int64_t end, void* workspace);
   size_t (*kkt_workspace)(const KktCall&);
   void (*kkt)(const KktCall&, int64_t begin, int64_t end, void* workspace);
+};
+
+// All kernels of one instruction set.
+struct Engine {
+  const char* name;
+  Kernels single, pack;
   // Sums are taken over [begin, end) and added to `partial` (n n + m n + p n float64, zeroed by the caller).
   void (*pull)(const PullCall&, int64_t begin, int64_t end, double* partial);
 };

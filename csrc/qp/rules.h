@@ -16,7 +16,7 @@ struct Rules {
   double relative = 1e-9;   // bound on the scaled, purely relative residuals
   double infeasible = 1e-9; // accuracy of certificates
 
-  explicit Rules(const SolveCall& call)
+  OPTLAYER_PLAIN explicit Rules(const SolveCall& call)
       : eps_abs(call.eps_abs),
         eps_rel(call.eps_rel),
         max_iter(call.max_iter),
