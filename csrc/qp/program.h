@@ -12,6 +12,8 @@
 // bounds (zero and not there), fixed variables (lb = ub: they keep their value and no step moves them).
 #pragma once
 
+#include <initializer_list>
+
 #include "../linalg/matrix.h"
 
 namespace optlayer {
