@@ -12,14 +12,24 @@
 #include <stdint.h>
 #include <string.h>
 
+#if defined(__SSE2__) && !defined(__CUDACC__)
+#include <immintrin.h>
+#endif
+
 #if defined(__CUDACC__)
 #define OPTLAYER_MEMBER __host__ __device__ __forceinline__
-#define OPTLAYER_INLINE __host__ __device__ __forceinline__
+#define OPTLAYER_INLINE static __host__ __device__ __forceinline__
+#define OPTLAYER_FUNCTION static __host__ __device__
 #define OPTLAYER_UNROLL _Pragma("unroll")
 #else
 #define OPTLAYER_MEMBER __attribute__((always_inline)) inline
 #define OPTLAYER_INLINE static inline __attribute__((always_inline))
+#define OPTLAYER_FUNCTION [[maybe_unused]] static
+#if defined(__clang__)
+#define OPTLAYER_UNROLL _Pragma("unroll")
+#else
 #define OPTLAYER_UNROLL _Pragma("GCC unroll 16")
+#endif
 #endif
 
 // Every instruction set has its own copy of the kernels, in a namespace of its own.
@@ -41,11 +51,22 @@ struct Traits {
 
 OPTLAYER_INLINE double select(bool m, double a, double b) { return m ? a : b; }
 OPTLAYER_INLINE float select(bool m, float a, float b) { return m ? a : b; }
-OPTLAYER_INLINE bool any(bool m) { return m; }
+// Bit l is lane l's.
+OPTLAYER_INLINE unsigned bits(bool m) { return m; }
 OPTLAYER_INLINE double square_root(double a) { return ::sqrt(a); }
 OPTLAYER_INLINE float square_root(float a) { return ::sqrtf(a); }
 OPTLAYER_INLINE double absolute(double a) { return ::fabs(a); }
 OPTLAYER_INLINE float absolute(float a) { return ::fabsf(a); }
+
+// As the x86 instruction does it: the second argument where either is NaN.
+template <class V>
+OPTLAYER_INLINE V smaller(V a, V b) {
+  return select(a < b, a, b);
+}
+template <class V>
+OPTLAYER_INLINE V larger(V a, V b) {
+  return select(a > b, a, b);
+}
 
 // The power of two nearest to a > 0 (a mantissa below 1.5 rounds down): scaling by it is exact.
 OPTLAYER_INLINE double power_of_two(double a) {
@@ -97,8 +118,10 @@ struct Pack {
   Raw v;
   OPTLAYER_MEMBER Pack() {}
   OPTLAYER_MEMBER Pack(Raw raw) : v(raw) {}
-  OPTLAYER_MEMBER Pack(S s) : v(Raw{} + s) {}
-  OPTLAYER_MEMBER Pack(int s) : v(Raw{} + (S)s) {}
+  // s - 0 is s, also for -0, and so costs nothing; 0 + s would be an addition.
+  OPTLAYER_MEMBER Pack(double s) : v((S)s - Raw{}) {}
+  OPTLAYER_MEMBER Pack(float s) : v((S)s - Raw{}) {}
+  OPTLAYER_MEMBER Pack(int s) : v((S)s - Raw{}) {}
   OPTLAYER_MEMBER friend Pack operator+(Pack a, Pack b) { return a.v + b.v; }
   OPTLAYER_MEMBER friend Pack operator-(Pack a, Pack b) { return a.v - b.v; }
   OPTLAYER_MEMBER friend Pack operator*(Pack a, Pack b) { return a.v * b.v; }
@@ -124,19 +147,60 @@ struct Traits<Pack<S, W>> {
 
 template <class S, int W>
 OPTLAYER_INLINE Pack<S, W> select(LaneMask<S, W> m, Pack<S, W> a, Pack<S, W> b) {
+#if defined(__SSE2__) && !defined(__SSE4_1__)
+  using Raw = typename LaneMask<S, W>::Raw;
+  return {(typename Pack<S, W>::Raw)((m.m & (Raw)a.v) | (~m.m & (Raw)b.v))};
+#else
   return {m.m ? a.v : b.v};
+#endif
 }
 template <class S, int W>
-OPTLAYER_INLINE bool any(LaneMask<S, W> m) {
-  typename Vector<S, W>::Bit some = 0;
-  OPTLAYER_UNROLL for (int l = 0; l < W; l++) some |= m.m[l];
-  return some != 0;
+OPTLAYER_INLINE unsigned bits(LaneMask<S, W> m) {
+  unsigned set = 0;
+  OPTLAYER_UNROLL for (int l = 0; l < W; l++) set |= (unsigned)(m.m[l] != 0) << l;
+  return set;
 }
 template <class S, int W>
 OPTLAYER_INLINE Pack<S, W> square_root(Pack<S, W> a) {
   OPTLAYER_UNROLL for (int l = 0; l < W; l++) a.v[l] = square_root((S)a.v[l]);
   return a;
 }
+
+// The instructions that a compiler does not find by itself.
+#if defined(__SSE2__)
+#define OPTLAYER_INSTRUCTIONS(S, W, SQRT, MIN, MAX, BITS)                                                       \
+  OPTLAYER_INLINE Pack<S, W> square_root(Pack<S, W> a) { return {(Vector<S, W>::Raw)SQRT(a.v)}; }               \
+  OPTLAYER_INLINE Pack<S, W> smaller(Pack<S, W> a, Pack<S, W> b) { return {(Vector<S, W>::Raw)MIN(a.v, b.v)}; } \
+  OPTLAYER_INLINE Pack<S, W> larger(Pack<S, W> a, Pack<S, W> b) { return {(Vector<S, W>::Raw)MAX(a.v, b.v)}; }  \
+  OPTLAYER_INLINE unsigned bits(LaneMask<S, W> m) { return (unsigned)BITS; }
+OPTLAYER_INSTRUCTIONS(double, 2, _mm_sqrt_pd, _mm_min_pd, _mm_max_pd, _mm_movemask_pd((__m128d)m.m))
+OPTLAYER_INSTRUCTIONS(float, 4, _mm_sqrt_ps, _mm_min_ps, _mm_max_ps, _mm_movemask_ps((__m128)m.m))
+#if defined(__AVX__)
+OPTLAYER_INSTRUCTIONS(double, 4, _mm256_sqrt_pd, _mm256_min_pd, _mm256_max_pd, _mm256_movemask_pd((__m256d)m.m))
+OPTLAYER_INSTRUCTIONS(float, 8, _mm256_sqrt_ps, _mm256_min_ps, _mm256_max_ps, _mm256_movemask_ps((__m256)m.m))
+OPTLAYER_INLINE Pack<double, 4> select(LaneMask<double, 4> m, Pack<double, 4> a, Pack<double, 4> b) {
+  return {(Vector<double, 4>::Raw)_mm256_blendv_pd(b.v, a.v, (__m256d)m.m)};
+}
+OPTLAYER_INLINE Pack<float, 8> select(LaneMask<float, 8> m, Pack<float, 8> a, Pack<float, 8> b) {
+  return {(Vector<float, 8>::Raw)_mm256_blendv_ps(b.v, a.v, (__m256)m.m)};
+}
+#endif
+#if defined(__AVX512F__)
+// With a mask of ones, for the plain forms draw a false warning from GCC 12.
+#define OPTLAYER_SQRT_PD(a) _mm512_maskz_sqrt_pd((__mmask8)-1, a)
+#define OPTLAYER_MIN_PD(a, b) _mm512_maskz_min_pd((__mmask8)-1, a, b)
+#define OPTLAYER_MAX_PD(a, b) _mm512_maskz_max_pd((__mmask8)-1, a, b)
+#define OPTLAYER_SQRT_PS(a) _mm512_maskz_sqrt_ps((__mmask16)-1, a)
+#define OPTLAYER_MIN_PS(a, b) _mm512_maskz_min_ps((__mmask16)-1, a, b)
+#define OPTLAYER_MAX_PS(a, b) _mm512_maskz_max_ps((__mmask16)-1, a, b)
+OPTLAYER_INSTRUCTIONS(double, 8, OPTLAYER_SQRT_PD, OPTLAYER_MIN_PD, OPTLAYER_MAX_PD,
+                      _mm512_test_epi64_mask((__m512i)m.m, (__m512i)m.m))
+OPTLAYER_INSTRUCTIONS(float, 16, OPTLAYER_SQRT_PS, OPTLAYER_MIN_PS, OPTLAYER_MAX_PS,
+                      _mm512_test_epi32_mask((__m512i)m.m, (__m512i)m.m))
+#endif
+#undef OPTLAYER_INSTRUCTIONS
+#endif
+
 template <class S, int W>
 OPTLAYER_INLINE Pack<S, W> absolute(Pack<S, W> a) {
   using Raw = typename LaneMask<S, W>::Raw;
@@ -161,15 +225,18 @@ using Mask = typename Traits<V>::Mask;
 template <class V>
 constexpr int lanes = Traits<V>::lanes;
 
-// As the instruction does it: the second argument where either is NaN.
-template <class V>
-OPTLAYER_INLINE V smaller(V a, V b) {
-  return select(a < b, a, b);
+OPTLAYER_INLINE bool any(bool m) { return m; }
+OPTLAYER_INLINE bool all(bool m) { return m; }
+#if !defined(__CUDACC__)
+template <class S, int W>
+OPTLAYER_INLINE bool any(LaneMask<S, W> m) {
+  return bits(m) != 0;
 }
-template <class V>
-OPTLAYER_INLINE V larger(V a, V b) {
-  return select(a > b, a, b);
+template <class S, int W>
+OPTLAYER_INLINE bool all(LaneMask<S, W> m) {
+  return bits(m) == (1u << W) - 1;
 }
+#endif
 template <class V>
 OPTLAYER_INLINE V positive(V a) {
   return larger(a, V(0));
@@ -178,10 +245,6 @@ OPTLAYER_INLINE V positive(V a) {
 template <class V>
 OPTLAYER_INLINE Mask<V> finite(V a) {
   return a - a == V(0);
-}
-template <class M>
-OPTLAYER_INLINE bool all(M m) {
-  return !any(!m);
 }
 // One lane of a value in memory.
 template <class V>
