@@ -121,15 +121,15 @@ static void mask_rows(Program<V>& Q) {
 
 // Lanes whose data are of no use get a harmless problem instead, so that their values disturb nobody's speed.
 template <class V>
-static void replace(Program<V>& Q, Mask<V> bad) {
-  for (int i = 0; i < Q.n; i++) {
+static void replace(Program<V>& Q, Mask<V> bad, bool matrices) {
+  for (int j = 0; j < Q.n; j++)
+    for (V* vector : {Q.q, Q.lo, Q.hi, Q.has_lo, Q.has_hi, Q.fixed}) vector[j] = select(bad, V(0), vector[j]);
+  for (int i = 0; i < Q.r; i++) Q.d[i] = select(bad, V(0), Q.d[i]);
+  if (!matrices) return;
+  for (int i = 0; i < Q.n; i++)
     for (int j = 0; j < Q.n; j++) Q.P[i * Q.ld + j] = select(bad, V(i == j), Q.P[i * Q.ld + j]);
-    for (V* vector : {Q.q, Q.lo, Q.hi, Q.has_lo, Q.has_hi, Q.fixed}) vector[i] = select(bad, V(0), vector[i]);
-  }
-  for (int i = 0; i < Q.r; i++) {
+  for (int i = 0; i < Q.r; i++)
     for (int j = 0; j < Q.n; j++) Q.C[i * Q.ld + j] = select(bad, V(0), Q.C[i * Q.ld + j]);
-    Q.d[i] = select(bad, V(0), Q.d[i]);
-  }
 }
 
 }  // namespace OPTLAYER_ISA

@@ -1,0 +1,235 @@
+// SPDX-License-Identifier: Apache-2.0
+// A batch of quadratic programs from the caller's arrays to the caller's arrays, a pack at a time:
+//
+//     load and judge -> equilibrate -> interior point, in the range space or by the weight split, with early attempts to
+//     finish -> polish -> judge the point on the data as given -> outputs and the factorised KKT system
+//
+// What the kernels do not decide (no convergence and no certificate, a P that is not convex, degeneracies that polish.h
+// refuses) keeps the status UNSOLVED and is left to the reference engine.
+#pragma once
+
+#include "interior.h"
+#include "load.h"
+#include "polish.h"
+#include "scaling.h"
+
+namespace optlayer {
+namespace OPTLAYER_ISA {
+
+static constexpr double CONVEXITY = 3e-5;  // of max |P|: below it a negative eigenvalue is a rounded datum
+
+template <class V>
+struct Solver {
+  const SolveCall& call;
+  Rules rules;
+  Program<V> Q;
+  Interior<V> interior;
+  Polisher<V> polisher;
+  V *out_x, *out_v, *out_box, *out_s, *out_share;
+  bool shared;          // the batch has one P, G and A, in the range space: they are set up once
+  bool set_up = false;  // and they have been
+
+  Solver(const SolveCall& given, Arena& arena) : call(given), rules(given) {
+    const int n = call.n, m = call.m, p = call.p, r = m + p;
+    Q.lay_out(arena, n, m, p);
+    interior.lay_out(arena, n, r, p);
+    polisher.lay_out(arena, n, r);
+    for (V** vector : {&out_x, &out_box, &out_share}) *vector = arena.take<V>(n);
+    for (V** vector : {&out_v, &out_s}) *vector = arena.take<V>(r);
+    const bool unbounded = call.lb.data == nullptr && call.ub.data == nullptr;
+    shared = call.P.data != nullptr && call.P.shared() && call.G.shared() && call.A.shared() && call.B > lanes<V> &&
+             unbounded && ranges();
+  }
+
+  // Whether the formulation and the numbers of rows and variables permit the range space.
+  bool ranges() const {
+    if (call.formulation != Formulation::automatic) return call.formulation == Formulation::range;
+    return call.m + call.p <= ROWS_PER_VARIABLE * call.n;
+  }
+
+  void run(const Elements<V>& elements) {
+    Newton<V>& newton = interior.newton;
+    Mask<V> invalid, crossed, admitted(false), definite(true), convex(true);
+    load_vectors(call, elements, Q, invalid, crossed);
+    if (!shared || !set_up) {
+      const Mask<V> unsound = load_matrices(call, elements, Q);
+      invalid = invalid || unsound;
+      if (!shared) mask_rows(Q);
+      if (shared) shared = !any(unsound);  // no one else's data would be better
+    }
+    const Mask<V> bad = invalid || crossed;
+    if (any(bad)) replace(Q, bad, !shared);
+    if (!shared || !set_up) {
+      equilibrate(Q, !shared, newton.Px, newton.Gz, newton.rz);
+      scale_matrices(Q);
+      if (call.P.data == nullptr) {
+        definite = Mask<V>(false);
+      } else {
+        admitted = newton.space.admit(Q, definite);
+        if (!all(definite)) convex = definite || is_convex();
+      }
+      if (call.formulation == Formulation::range) admitted = definite;
+      if (shared && !(all(admitted) && all(definite))) {  // start over without sharing
+        shared = false;
+        run(elements);
+        return;
+      }
+    } else {
+      admitted = Mask<V>(true);
+    }
+    scale_vectors(Q);
+    Mask<V> bounded(false);
+    if (Q.boxes)
+      for (int j = 0; j < Q.n; j++) bounded = bounded || Q.has_lo[j] + Q.has_hi[j] + Q.fixed[j] > V(0);
+    const Mask<V> good = !bad && convex;
+    const Mask<V> in_range = ranges() ? good && admitted && !bounded : Mask<V>(false);
+    polisher.reset();
+    interior.certificates.clear(Q.n, Q.r);
+    V iterations(0);
+    Mask<V> solved(false), finished(false), infeasible(false), unbounded(false);
+    for (int form = 0; form < 2; form++) {
+      const Mask<V> which = form == 0 ? in_range : good && !in_range;
+      if (!any(which)) continue;
+      if (form == 0) {
+        if (!shared || !set_up) newton.space.set_up(Q);
+        newton.space.set_cost(Q);
+        set_up = true;
+      }
+      newton.begin(Q, rules, form == 0);
+      const Mask<V> sound = newton.start();
+      if (call.x0.data != nullptr || call.y0.data != nullptr || call.z0.data != nullptr || call.z_box0.data != nullptr)
+        warm_start(elements);
+      interior.run(which, sound, [&](Mask<V> ripe) { return attempt(ripe, form == 0, true); });
+      // what stands for a solution and is not finished gets the ordinary polish, and where that fails the central K
+      const Mask<V> pending = interior.solved && !interior.finished;
+      if (any(pending)) {
+        const Mask<V> accepted = attempt(pending, form == 0, false);
+        const Mask<V> left = pending && !accepted;
+        if (any(left)) polisher.central(Q, newton.at, rules, left);
+      }
+      share_bounds(which);
+      solved = solved || interior.solved || interior.finished;
+      infeasible = infeasible || interior.infeasible, unbounded = unbounded || interior.unbounded;
+      iterations = select(which, interior.iterations, iterations);
+    }
+    V status(UNSOLVED);
+    status = select(solved && polisher.merit <= V(1), V(SOLVED), status);
+    status = select(infeasible || crossed, V(PRIMAL_INFEASIBLE), status);
+    status = select(unbounded, V(DUAL_INFEASIBLE), status);
+    status = select(invalid, V(INVALID_DATA), status);
+    write(elements, status, iterations);
+  }
+
+  // Polish the interior point on some lanes; the residuals there are those of the last measurement.
+  Mask<V> attempt(Mask<V> which, bool ranged, bool early) {
+    Newton<V>& newton = interior.newton;
+    if (ranged) newton.space.primal(newton.at.v, newton.at.x);
+    return polisher.polish(Q, newton.at, rules, which, ranged ? &newton.space : nullptr, early);
+  }
+
+  // P + 3e-5 max|P| I, in the caller's units, has a Cholesky factor.
+  Mask<V> is_convex() {
+    Split<V>& scratch = interior.newton.split;
+    V most(0);
+    for (int i = 0; i < Q.n; i++)
+      for (int j = 0; j <= i; j++) {
+        const V entry = Q.P[i * Q.ld + j] / (Q.c * Q.D[i] * Q.D[j]);
+        scratch.L[i * scratch.ld + j] = entry;
+        most = larger(absolute(entry), most);
+      }
+    V* add = interior.newton.dx;
+    for (int i = 0; i < Q.n; i++) add[i] = V(CONVEXITY) * most + V(NONZERO);
+    return cholesky(scratch.L, scratch.ld, add, scratch.L, scratch.ld, scratch.inv, Q.n);
+  }
+
+  void warm_start(const Elements<V>& elements) {
+    Newton<V>& newton = interior.newton;
+    const int n = Q.n, r = Q.r, p = Q.p;
+    V *x = newton.dx, *v = newton.dz, *box = newton.Gz;
+    load_vector(call.x0, call.single, elements, n, 0, x);
+    load_vector(call.y0, call.single, elements, p, 0, v);
+    load_vector(call.z0, call.single, elements, r - p, 0, v + p);
+    load_vector(call.z_box0, call.single, elements, n, 0, box);
+    for (int i = 0; i < r; i++) v[i] = v[i] * Q.c / Q.E[i];
+    for (int j = 0; j < n; j++) {
+      x[j] = x[j] / Q.D[j], box[j] = box[j] * Q.c * Q.D[j];
+      if (Q.boxes) v[r + j] = positive(-box[j]), v[r + n + j] = positive(box[j]);
+    }
+    newton.warm_start();
+  }
+
+  // The part of a move of an active bound that is the lower one's: by the weights of the interior point, for now.
+  void share_bounds(Mask<V> which) {
+    const Point<V>& at = interior.newton.at;
+    for (int j = 0; j < Q.n; j++) {
+      if (!Q.boxes) {
+        out_share[j] = V(0);
+        continue;
+      }
+      const V lower = Q.has_lo[j] * at.z_lo[j] / at.s_lo[j], upper = Q.has_hi[j] * at.z_hi[j] / at.s_hi[j];
+      const V share = select(lower + upper > V(0), lower / larger(lower + upper, V(NONZERO)), V(0));
+      out_share[j] = select(which, share, out_share[j]);
+    }
+  }
+
+  void write(const Elements<V>& elements, V status, V iterations) {
+    const int n = Q.n, m = Q.m, p = Q.p, r = Q.r;
+    const Mask<V> solved = status == V(SOLVED);
+    const V nothing(call.nan_failures ? NAN : 0.0), cost = V(1) / Q.c;
+    product(Q.C, Q.ld, r, n, polisher.x, out_s);
+    for (int i = 0; i < r; i++) {
+      const V s = select(Q.live[i] > V(0), (Q.d[i] - out_s[i]) / Q.E[i], V(INFINITY));
+      out_s[i] = select(solved, s, nothing);
+      out_v[i] = select(solved, polisher.v[i] * Q.E[i] * cost, nothing);
+    }
+    for (int j = 0; j < n; j++) {
+      const V z = polisher.z_box[j] * cost / Q.D[j];
+      V share = select(z < V(0), V(1), select(z > V(0), V(0), out_share[j]));
+      share = select(Q.fixed[j] > V(0) && z == V(0), V(0.5), share);
+      out_share[j] = select(solved, share, V(0));
+      out_x[j] = select(solved, polisher.x[j] * Q.D[j], nothing);
+      out_box[j] = select(solved, z, nothing);
+    }
+    store_vector(elements, out_x, n, call.x);
+    store_vector(elements, out_v, p, call.y);
+    store_vector(elements, out_v + p, m, call.z);
+    store_vector(elements, out_box, n, call.z_box);
+    store_vector(elements, out_s + p, m, call.s);
+    store_vector(elements, out_share, n, call.lower_share);
+    const Certificates<V>& proof = interior.certificates;
+    store_vector(elements, proof.x, n, call.ray_x);
+    store_vector(elements, proof.v, p, call.ray_y);
+    store_vector(elements, proof.v + p, m, call.ray_z);
+    store_vector(elements, proof.box, n, call.ray_box);
+    for (int l = 0; l < elements.used; l++) {
+      const int64_t e = elements.at[l];
+      call.status[e] = (int64_t)lane(status, l);
+      call.iterations[e] = (int64_t)lane(iterations, l);
+      call.weakly_active[e] = lane_of(solved, l) ? (int64_t)lane(polisher.weak, l) : 0;
+    }
+    polisher.write(Q, call, elements, solved);
+  }
+
+  void store_vector(const Elements<V>& elements, const V* from, int count, void* to) {
+    int64_t offsets[lanes<V>];
+    for (int l = 0; l < lanes<V>; l++) offsets[l] = elements.at[l] * count;
+    store(from, count, to, call.single, offsets, elements.used);
+  }
+};
+
+template <class V>
+static size_t solve_workspace(const SolveCall& call) {
+  Arena arena(nullptr);
+  Solver<V> solver(call, arena);
+  return arena.used();
+}
+
+template <class V>
+static void solve(const SolveCall& call, int64_t begin, int64_t end, void* workspace) {
+  Arena arena(workspace);
+  Solver<V> solver(call, arena);
+  for (int64_t e = begin; e < end; e += lanes<V>) solver.run(Elements<V>(e, end));
+}
+
+}  // namespace OPTLAYER_ISA
+}  // namespace optlayer
