@@ -50,10 +50,10 @@ struct Split {
 
   // Cut the weights w (r) and list the heavy rows of each lane in their order, at most `capacity` of them; the others
   // weigh `cap`. Returns where that was enough.
-  Mask<V> weigh(const V* w, double cap) {
+  Mask<V> weigh(const V* w, V cap) {
     V most(0);
     for (int i = 0; i < r; i++) {
-      gamma[i] = smaller(w[i], V(cap));
+      gamma[i] = smaller(w[i], cap);
       most = larger(gamma[i], most);
     }
     condensed = any(most > V(0));
@@ -63,7 +63,7 @@ struct Split {
       int slot = 0;
       for (int i = 0; i < r; i++) {
         const double weight = lane(w[i], l);
-        if (!(weight > cap)) continue;
+        if (!(weight > lane(cap, l))) continue;
         if (slot == capacity) {
           lane(enough, l) = 0;
           break;
@@ -73,7 +73,7 @@ struct Split {
           for (int other = 0; other < lanes<V>; other++) heavy[k * lanes<V> + other] = -1;
           k++;
         }
-        lane(root[slot], l) = ::sqrt(weight - cap);
+        lane(root[slot], l) = ::sqrt(weight - lane(cap, l));
         heavy[slot++ * lanes<V> + l] = i;
       }
     }
