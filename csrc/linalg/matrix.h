@@ -2,125 +2,23 @@
 // Dense linear algebra on values V: W problems at once for a pack, one problem for a scalar.
 //
 // A matrix is a pointer and a leading dimension `ld` (in values), row after row. Triangular factors are lower, and the
-// reciprocals of their diagonal are kept beside them in `inv`: nothing divides twice.
+// reciprocals of their diagonal are kept beside them in `inv`: nothing divides twice. What lies above the diagonal of a
+// factor, or beyond the columns of a padded row, is neither read nor written.
 #pragma once
 
 #include "../common/arena.h"
+#include "cholesky.h"
+#include "gram.h"
+#include "product.h"
+#include "triangular.h"
 
 namespace optlayer {
 namespace OPTLAYER_ISA {
 
-// The leading dimension of a matrix of n columns.
+// The leading dimension of a matrix of n columns. An odd one spreads the rows of a large matrix over the cache.
 template <class V>
-OPTLAYER_INLINE int leading(int n) {
-  return n;
-}
-
-// y = M x (or y += M x with `add`), M (rows, cols).
-template <class V>
-static void product(const V* M, int ld, int rows, int cols, const V* x, V* y, bool add = false) {
-  for (int i = 0; i < rows; i++) {
-    V sum = add ? y[i] : V(0);
-    for (int j = 0; j < cols; j++) sum += M[i * ld + j] * x[j];
-    y[i] = sum;
-  }
-}
-
-// x += M' y, M (rows, cols).
-template <class V>
-static void product_transposed(const V* M, int ld, int rows, int cols, const V* y, V* x) {
-  for (int i = 0; i < rows; i++)
-    for (int j = 0; j < cols; j++) x[j] += M[i * ld + j] * y[i];
-}
-
-// K = R R', both triangles, R (rows, n), K (rows, rows).
-template <class V>
-static void row_products(const V* R, int ldr, int rows, int n, V* K, int ldk) {
-  for (int i = 0; i < rows; i++)
-    for (int j = 0; j <= i; j++) {
-      V sum(0);
-      for (int k = 0; k < n; k++) sum += R[i * ldr + k] * R[j * ldr + k];
-      K[i * ldk + j] = K[j * ldk + i] = sum;
-    }
-}
-
-// The lower triangle of H = P + C' diag(g) C, P (n, n), C (rows, n), g (rows) >= 0.
-template <class V>
-static void weighted_gram(const V* P, int ldp, const V* C, int ldc, const V* g, int rows, int n, V* H, int ldh) {
-  for (int i = 0; i < n; i++)
-    for (int j = 0; j <= i; j++) {
-      V sum = P[i * ldp + j];
-      for (int k = 0; k < rows; k++) sum += g[k] * C[k * ldc + i] * C[k * ldc + j];
-      H[i * ldh + j] = sum;
-    }
-}
-
-// L L' = K + diag(add) from the lower triangle of K (n, n); `add` may be null and L may be K. inv = 1 / diag(L).
-// Returns where all pivots are positive and finite; elsewhere L and inv are not to be used.
-template <class V>
-static Mask<V> cholesky(const V* K, int ldk, const V* add, V* L, int ldl, V* inv, int n) {
-  Mask<V> ok(true);
-  for (int i = 0; i < n; i++)
-    for (int j = 0; j <= i; j++) {
-      V sum = K[i * ldk + j];
-      if (i == j && add != nullptr) sum += add[i];
-      for (int k = 0; k < j; k++) sum -= L[i * ldl + k] * L[j * ldl + k];
-      if (i == j) {
-        ok = ok && sum > V(0) && finite(sum);
-        V root = square_root(sum);
-        L[i * ldl + i] = root;
-        inv[i] = V(1) / root;
-      } else {
-        L[i * ldl + j] = sum * inv[j];
-      }
-    }
-  return ok;
-}
-
-// Rows r of R (rows, n) become L^-1 r; R may be padded.
-template <class V>
-static void solve_rows(const V* L, int ldl, const V* inv, int n, V* R, int ldr, int rows) {
-  for (int i = 0; i < rows; i++)
-    for (int j = 0; j < n; j++) {
-      V sum = R[i * ldr + j];
-      for (int k = 0; k < j; k++) sum -= R[i * ldr + k] * L[j * ldl + k];
-      R[i * ldr + j] = sum * inv[j];
-    }
-}
-
-// x = L^-1 x.
-template <class V>
-static void lower_solve(const V* L, int ldl, const V* inv, int n, V* x) {
-  for (int i = 0; i < n; i++) {
-    V sum = x[i];
-    for (int k = 0; k < i; k++) sum -= L[i * ldl + k] * x[k];
-    x[i] = sum * inv[i];
-  }
-}
-
-// x = L^-T x.
-template <class V>
-static void lower_solve_transposed(const V* L, int ldl, const V* inv, int n, V* x) {
-  for (int i = n - 1; i >= 0; i--) {
-    V xi = x[i] * inv[i];
-    x[i] = xi;
-    for (int k = 0; k < i; k++) x[k] -= L[i * ldl + k] * xi;
-  }
-}
-
-template <class V>
-OPTLAYER_INLINE V dot(const V* a, const V* b, int n) {
-  V sum(0);
-  for (int i = 0; i < n; i++) sum += a[i] * b[i];
-  return sum;
-}
-
-// The largest magnitude, 0 for none; NaN does not show.
-template <class V>
-OPTLAYER_INLINE V norm(const V* a, int n) {
-  V most(0);
-  for (int i = 0; i < n; i++) most = larger(absolute(a[i]), most);
-  return most;
+OPTLAYER_FUNCTION int leading(int n) {
+  return lanes<V> > 1 && n > 8 ? n | 1 : n;
 }
 
 }  // namespace OPTLAYER_ISA

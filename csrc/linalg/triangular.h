@@ -1,0 +1,99 @@
+// SPDX-License-Identifier: Apache-2.0
+// Solves with a triangular factor.
+#pragma once
+
+#include "plain.h"
+#include "tile.h"
+
+namespace optlayer {
+namespace OPTLAYER_ISA {
+
+template <class V>
+static void solve_rows_packed(const V* L, int ldl, const V* inv, int n, V* X, int ldx, int rows) {
+  for (int begin = 0; begin < rows; begin += BLOCK) {
+    const int end = begin + BLOCK < rows ? begin + BLOCK : rows;
+    for (int j = 0; j < n; j += TILE_COLUMNS)
+      with_size<TILE_COLUMNS>(n - j, [&](auto S) __attribute__((always_inline)) {
+        for_tiles(begin, end, [&](int i, auto R) __attribute__((always_inline)) {
+          V c[R.value][S.value];
+          load_tile(c, X + i * ldx + j, ldx, 1);
+          add_products<-1>(c, X + i * ldx, ldx, 1, L + j * ldl, ldl, 1, j);
+          solve_tile(c, L + j * ldl + j, ldl, inv + j);
+          store_tile(c, X + i * ldx + j, ldx, 1);
+        });
+      });
+  }
+}
+
+// So many rows of the factor are read side by side in a solve: as many sums keep the multipliers busy.
+constexpr int SOLVE_ROWS = 8;
+
+template <class V>
+static void lower_solve_packed(const V* L, int ldl, const V* inv, int n, V* x) {
+  for (int i = 0; i < n; i += SOLVE_ROWS)
+    with_size<SOLVE_ROWS>(n - i, [&](auto R) __attribute__((always_inline)) {
+      const V* row = L + i * ldl;
+      V sum[R.value];
+      OPTLAYER_UNROLL for (int r = 0; r < R.value; r++) sum[r] = x[i + r];
+      for (int k = 0; k < i; k++) {
+        const V xk = x[k];
+        OPTLAYER_UNROLL for (int r = 0; r < R.value; r++) sum[r] -= row[r * ldl + k] * xk;
+      }
+      OPTLAYER_UNROLL for (int s = 0; s < R.value; s++) {
+        sum[s] *= inv[i + s];
+        OPTLAYER_UNROLL for (int r = s + 1; r < R.value; r++) sum[r] -= row[r * ldl + i + s] * sum[s];
+        x[i + s] = sum[s];
+      }
+    });
+}
+
+template <class V>
+static void lower_solve_transposed_packed(const V* L, int ldl, const V* inv, int n, V* x) {
+  for (int end = n; end > 0; end -= SOLVE_ROWS)
+    with_size<SOLVE_ROWS>(end, [&](auto R) __attribute__((always_inline)) {
+      const int i = end - R.value;
+      const V* row = L + i * ldl;
+      V xi[R.value];
+      OPTLAYER_UNROLL for (int r = 0; r < R.value; r++) xi[r] = x[i + r];
+      OPTLAYER_UNROLL for (int s = R.value - 1; s >= 0; s--) {
+        xi[s] *= inv[i + s];
+        OPTLAYER_UNROLL for (int r = 0; r < s; r++) xi[r] -= row[s * ldl + i + r] * xi[s];
+        x[i + s] = xi[s];
+      }
+      for (int k = 0; k < i; k++) {
+        V sum = x[k];
+        OPTLAYER_UNROLL for (int r = 0; r < R.value; r++) sum -= row[r * ldl + k] * xi[r];
+        x[k] = sum;
+      }
+    });
+}
+
+// Rows r of R (rows, n) become L^-1 r.
+template <class V>
+OPTLAYER_FUNCTION void solve_rows(const V* L, int ldl, const V* inv, int n, V* R, int ldr, int rows) {
+#if !defined(__CUDACC__)
+  if constexpr (lanes<V> > 1) return solve_rows_packed(L, ldl, inv, n, R, ldr, rows);
+#endif
+  return plain::solve_rows(L, ldl, inv, n, R, ldr, rows);
+}
+
+// x = L^-1 x.
+template <class V>
+OPTLAYER_FUNCTION void lower_solve(const V* L, int ldl, const V* inv, int n, V* x) {
+#if !defined(__CUDACC__)
+  if constexpr (lanes<V> > 1) return lower_solve_packed(L, ldl, inv, n, x);
+#endif
+  return plain::lower_solve(L, ldl, inv, n, x);
+}
+
+// x = L^-T x.
+template <class V>
+OPTLAYER_FUNCTION void lower_solve_transposed(const V* L, int ldl, const V* inv, int n, V* x) {
+#if !defined(__CUDACC__)
+  if constexpr (lanes<V> > 1) return lower_solve_transposed_packed(L, ldl, inv, n, x);
+#endif
+  return plain::lower_solve_transposed(L, ldl, inv, n, x);
+}
+
+}  // namespace OPTLAYER_ISA
+}  // namespace optlayer
