@@ -55,7 +55,7 @@ struct Interior {
     V records[4], age(0), after(0), reference(1), proximal(PROXIMAL), ripe(RIPE), best(INFINITY), last_p(0), last_d(0);
     for (V& record : records) record = V(INFINITY);
     for (int k = 0;; k++) {
-      newton.measure();
+      newton.measure(running);
       const V worst = larger(larger(newton.primal, newton.dual), newton.gap);
       const Mask<V> met = newton.contract <= V(1), exact = worst <= V(rules.relative);
 

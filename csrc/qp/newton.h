@@ -25,11 +25,13 @@ static constexpr double TINY = 1e-40;                                  // floor 
 static constexpr double START_FLOOR = 1e-2;                            // of s and z in the starting point
 static constexpr double FAR = 1e6;     // scaled right-hand sides beyond this do not shape the starting point
 static constexpr double ABSURD = 1e6;  // a warm start so many times larger than the cold one is none
-static constexpr double CAP = 100;     // of the weight split
 static constexpr double NONZERO = 1e-300;
+static constexpr double DRIFT = 1e-6;  // relative residuals below which C x is computed and not updated
 
 template <class V>
 struct Newton {
+  static constexpr double CAP = 100;  // of the weight split, on data scaled to order one
+
   const Program<V>* Q;
   const Rules* rules;
   bool ranged;
@@ -74,11 +76,12 @@ struct Newton {
     count = larger(count, V(1));
   }
 
-  // E x (and A x) for all rows. In the range space C x follows from v.
-  void rows_of(const V* x) {
+  // E x (and A x) for all rows, in the lanes of `which`. In the range space C x follows from v.
+  void rows_of(const V* x, Mask<V> which = Mask<V>(true)) {
     if (ranged) {
-      product(space.K, space.ldk, r, r, at.v, Ex);
-      for (int i = 0; i < r; i++) Ex[i] = -(space.g[i] + Ex[i]);
+      if (!any(which)) return;
+      product(space.K, space.ldk, r, r, at.v, is);
+      for (int i = 0; i < r; i++) Ex[i] = select(which, -(space.g[i] + is[i]), Ex[i]);
     } else {
       product(Q->C, Q->ld, r, n, x, Ex);
     }
@@ -147,6 +150,7 @@ struct Newton {
     }
     const Mask<V> ok = factor(V(PROXIMAL));
     solve();
+    primal = dual = gap = V(0);  // nothing is measured: the first time C x is computed
     for (int i = 0; i < T; i++) at.v[i] = dz[i];
     if (!ranged)
       for (int j = 0; j < n; j++) at.x[j] += free[j] * dx[j];
@@ -224,9 +228,9 @@ struct Newton {
   }
 
   // Residuals at the point: scaled for the method, unscaled for the contract.
-  void measure() {
+  void measure(Mask<V> which) {
     const V* x = at.x;
-    rows_of(x);
+    rows_of(x, which && larger(larger(primal, dual), gap) < V(DRIFT));
     V complementarity(0), support(0), worst_p(0), raw_p(0), size_p(1), raw_size_p(0);
     for (int i = 0; i < r; i++) {
       const V unit = V(1) / Q->E[i], v = at.v[i], d = e[i], live = Q->live[i];
@@ -340,6 +344,11 @@ struct Newton {
     }
     if (ranged) worst_s = worst_z = smaller(worst_s, worst_z);
     step_s = fraction(V(-1) / worst_s), step_z = fraction(V(-1) / worst_z);
+    if (ranged) {  // K dv = -c - dv / w: C x moves without a product with K
+      const V step = select(moving, step_z, V(0));
+      for (int i = 0; i < p; i++) Ex[i] += step * (c[i] + delta * dz[i]);
+      for (int i = p; i < r; i++) Ex[i] += step * (c[i] + (at.s[i] * iz[i] + delta) * dz[i]);
+    }
     if (!ranged)
       for (int j = 0; j < n; j++)
         at.x[j] = select(moving, at.x[j] + step_s * (Q->boxes ? free[j] * dx[j] : dx[j]), at.x[j]);
