@@ -124,7 +124,7 @@ def packed_sizes(n: int, m: int, p: int) -> tuple[int, int, int]:
     return 2 * n + 2 * (p + m) + 2, n * n + k * k, k
 
 
-def _qp_fake(
+def qp_fake(
     P: Tensor | None,
     q: Tensor,
     G: Tensor | None,
@@ -162,7 +162,7 @@ def _qp_fake(
     )
 
 
-def _kkt_solve_fake(
+def kkt_solve_fake(
     P: Tensor | None,
     G: Tensor | None,
     A: Tensor | None,
@@ -179,8 +179,8 @@ def _kkt_solve_fake(
     return tuple(r.new_empty(*batch, r.shape[-1]) for r in (rx, ry, rz, r_box))
 
 
-torch.library.register_fake("optlayer::qp", _qp_fake, lib=library)
-torch.library.register_fake("optlayer::kkt_solve", _kkt_solve_fake, lib=library)
+torch.library.register_fake("optlayer::qp", qp_fake, lib=library)
+torch.library.register_fake("optlayer::kkt_solve", kkt_solve_fake, lib=library)
 
 
 # ---- vmap ------------------------------------------------------------------------------------------------------------

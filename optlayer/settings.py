@@ -9,7 +9,7 @@ import torch
 
 from .errors import SettingsError
 
-BACKENDS = ("auto", "reference")
+BACKENDS = ("auto", "native", "reference")
 FORMULATIONS = ("auto", "split", "range")
 ON_FAILURE = ("nan", "raise", "warn", "ignore")
 DEFAULT_EPS = {torch.float64: 1e-9, torch.float32: 1e-5}
@@ -26,7 +26,9 @@ class Settings:
         eps_abs: absolute accuracy, >= 0; ``None``: 1e-9 for float64, 1e-5 for float32.
         eps_rel: accuracy relative to the scales of the problem, >= 0; ``None`` as for ``eps_abs``.  Not both may be 0.
         max_iter: limit on the interior point iterations of each batch element, >= 1.
-        backend: the engine: ``"reference"`` (plain torch, any device) or ``"auto"`` (the fastest one that fits).
+        backend: the engine: ``"native"`` (compiled, for the CPU; a call raises where there is none: see
+            ``python -m optlayer info``), ``"reference"`` (plain torch, any device) or ``"auto"`` (the fastest one that
+            fits).
         formulation: the form of the KKT system: ``"split"`` (any problem), ``"range"`` (well conditioned positive
             definite P without bounds; cheaper) or ``"auto"`` (``"range"`` where it is as accurate, else ``"split"``).
         on_failure: what to do about elements that are not solved: ``"nan"`` (fill them with NaN), ``"raise"`` (a
@@ -47,7 +49,7 @@ class Settings:
     eps_abs: float | None = None
     eps_rel: float | None = None
     max_iter: int = 200
-    backend: Literal["auto", "reference"] = "auto"
+    backend: Literal["auto", "native", "reference"] = "auto"
     formulation: Literal["auto", "split", "range"] = "auto"
     on_failure: Literal["nan", "raise", "warn", "ignore"] = "nan"
 

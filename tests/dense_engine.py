@@ -65,7 +65,7 @@ def qp(
 ) -> tuple[Tensor, ...]:
     calls["qp"] += 1
     on_failure = options[-2]
-    shapes = [t.shape for t in ops._qp_fake(P, q, G, h, A, b, lb, ub, *options)[13:]]
+    shapes = [t.shape for t in ops.qp_fake(P, q, G, h, A, b, lb, ub, *options)[13:]]
     n, m, p = q.shape[-1], 0 if h is None else h.shape[-1], 0 if b is None else b.shape[-1]
     cores = zip((P, q, G, h, A, b, lb, ub), ops.QP_CORES, strict=False)
     batch = torch.broadcast_shapes(*(t.shape[: t.dim() - core] for t, core in cores if t is not None))

@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The operators' kernels: bring any arguments to one batch dimension, choose the engine, act on failures.
+"""The operators' kernels: choose the engine, leave to the reference what the other cannot decide, act on failures.
 
-Importing this module registers the kernels.
+The compiled engine takes the operators' arguments as they are.  For the reference engine they are brought to one batch
+dimension and to float64 here.  Importing this module registers the kernels.
 """
 
 from __future__ import annotations
 
+import functools
 import itertools
 import warnings
 from collections.abc import Callable, Sequence
@@ -15,11 +17,11 @@ import torch
 from torch import Tensor
 
 from .. import ops
-from ..errors import SolverError
+from ..errors import SettingsError, SolverError
 from ..kkt.program import Program
 from ..kkt.system import State, System
 from ..status import Status
-from . import reference
+from . import native, reference
 from .newton import Rules
 
 # Entries of the KKT matrices that are worked on at once: a CPU's cache should hold them, a GPU should not run dry.
@@ -30,7 +32,73 @@ PROOF = {torch.float64: 1e-9, torch.float32: 5e-7}
 DELTA = {torch.float64: 1e-12, torch.float32: 1e-7}
 
 
-def _qp(
+def _native(backend: str, device: torch.device, n: int, rows: int) -> bool:
+    """Whether the compiled engine takes a call."""
+    if backend == "reference":
+        return False
+    there = native.solves(device)
+    if backend == "native":
+        if not there:
+            why = native.why_not() or f"it runs on the cpu, the data are on {device}"
+            raise SettingsError(f"backend is 'native', but the compiled engine cannot be used: {why}")
+        return n > 0
+    return there and 0 < n <= native.LARGEST - rows
+
+
+def _qp(*arguments: Any) -> tuple[Tensor, ...]:
+    q, h, b, backend, on_failure = arguments[1], arguments[3], arguments[5], arguments[15], arguments[17]
+    rows = (0 if h is None else h.shape[-1]) + (0 if b is None else b.shape[-1])
+    if _native(backend, q.device, q.shape[-1], rows):
+        out, left = native.qp(*arguments)
+        if left:
+            _solve_rest(out, arguments)
+    else:
+        out = _reference_qp(*arguments)
+    if on_failure in ("raise", "warn"):
+        _announce(out[5], arguments[:8], on_failure)
+    return tuple(out)
+
+
+def _solve_rest(out: Sequence[Tensor], arguments: Sequence[Any]) -> None:
+    """Let the reference engine solve what is UNSOLVED, and write it into the outputs."""
+    status = out[5]
+    batch = status.shape
+    which = (status.reshape(-1) == Status.UNSOLVED).nonzero().squeeze(-1)
+    element = torch.unravel_index(which, batch) if batch else (None,)
+    part = [
+        None if t is None else t.expand(*batch, *t.shape[t.dim() - core :])[element]
+        for t, core in zip(arguments, ops.QP_CORES, strict=False)
+    ]
+    for whole, piece in zip(out, _reference_qp(*part, *arguments[12:]), strict=True):
+        whole.view(status.numel(), *whole.shape[len(batch) :])[which] = piece
+
+
+def _announce(status: Tensor, arguments: Sequence[Tensor | None], on_failure: str) -> None:
+    """Raise or warn if an element is not solved."""
+    if (status != Status.SOLVED).any():
+        message = _report(status.reshape(-1), status.shape, arguments)
+        if on_failure == "raise":
+            raise SolverError(message)
+        warnings.warn(message, RuntimeWarning, stacklevel=3)
+
+
+def _operator(kernel: Callable[..., tuple[Tensor, ...]]) -> Callable[..., tuple[Tensor, ...]]:
+    """The kernel without autograd's bookkeeping, which costs an eighth of the time of a small batch.
+
+    The copies are ordinary tensors again, contiguous, and no two share a storage: operators may return nothing else.
+    """
+
+    @functools.wraps(kernel)
+    def operator(*arguments: Any) -> tuple[Tensor, ...]:
+        with torch.inference_mode():
+            out = kernel(*arguments)
+        return tuple(t.clone(memory_format=torch.contiguous_format) for t in out)
+
+    return operator
+
+
+@_operator
+def _reference_qp(
     P: Tensor | None,
     q: Tensor,
     G: Tensor | None,
@@ -81,16 +149,11 @@ def _qp(
             start = reference.Start(block(x0, n), torch.cat([block(y0, p), block(z0, m)], 1), block(z_box0, n))
         pieces.append(reference.solve(program, p, rules, formulation, start, keep_factor))
     out = reference.Solved(*(torch.cat(column) for column in zip(*pieces, strict=True)))
-    failed = out.status != Status.SOLVED
-    if on_failure in ("raise", "warn") and failed.any():
-        message = _report(out.status, batch, arguments[:8])
-        if on_failure == "raise":
-            raise SolverError(message)
-        warnings.warn(message, RuntimeWarning, stacklevel=2)
     x, z_box = out.x, out.z_box
     (y, z), (ray_y, ray_z) = (v.split([p, m], 1) for v in (out.v, out.ray_v))
     s = _slack(q, G, h, x, batch)
     if on_failure == "nan":
+        failed = out.status != Status.SOLVED
         x, y, z, z_box = (t.masked_fill(failed.unsqueeze(-1), torch.nan) for t in (x, y, z, z_box))
         s = s.masked_fill(failed.reshape(*batch, 1), torch.nan)
 
@@ -117,7 +180,15 @@ def _slack(q: Tensor, G: Tensor | None, h: Tensor | None, x: Tensor, batch: torc
     return (h.to(x.dtype) - Gx).to(q.dtype).contiguous()
 
 
-def _kkt_solve(
+def _kkt_solve(*arguments: Any) -> tuple[Tensor, ...]:
+    state, _, _, rx, ry, rz, _, backend = arguments[3:]
+    if native.ADJOINT and _native(backend, state.device, rx.shape[-1], ry.shape[-1] + rz.shape[-1]):
+        return native.kkt_solve(*arguments)
+    return _reference_kkt_solve(*arguments)
+
+
+@_operator
+def _reference_kkt_solve(
     P: Tensor | None,
     G: Tensor | None,
     A: Tensor | None,
@@ -207,19 +278,5 @@ def _report(status: Tensor, batch: torch.Size, arguments: Sequence[Tensor | None
     return f"{where}: {verdict.name}{cause}{more}. {verdict.diagnosis} {verdict.advice}"
 
 
-def _operator(kernel: Callable[..., tuple[Tensor, ...]]) -> Callable[..., tuple[Tensor, ...]]:
-    """The kernel without autograd's bookkeeping, which costs an eighth of the time of a small batch.
-
-    The copies are ordinary tensors again, contiguous, and no two share a storage: operators may return nothing else.
-    """
-
-    def operator(*arguments: Any) -> tuple[Tensor, ...]:
-        with torch.inference_mode():
-            out = kernel(*arguments)
-        return tuple(t.clone(memory_format=torch.contiguous_format) for t in out)
-
-    return operator
-
-
-ops.implement("qp", _operator(_qp))
-ops.implement("kkt_solve", _operator(_kkt_solve))
+ops.implement("qp", _qp)
+ops.implement("kkt_solve", _kkt_solve)

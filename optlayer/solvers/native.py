@@ -1,0 +1,115 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The compiled engine: the operators of csrc/library.cpp, where the library is there.
+
+    OPTLAYER_NATIVE=0          leave it alone
+    OPTLAYER_ISA=NAME          run this instruction set of those that were built, not the best
+    OPTLAYER_LIBRARY=PATH      load this file instead of the one in the package
+
+It solves float64 and float32 problems on the CPU.  What it cannot decide it leaves to another engine.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from .. import ops
+
+FORMULATIONS = ("auto", "split", "range")  # in the order of csrc/qp/call.h
+ADJOINT = False  # until csrc/qp/adjoint.h is there
+LARGEST = 1024  # n + m + p beyond which torch's own matrix products and factorisations are as fast
+
+
+class Build(NamedTuple):
+    """What was compiled: instruction sets, which of them runs and how many float64 problems at once, by what, for what."""
+
+    built: str
+    runs: str
+    lanes: str
+    compiler: str
+    torch: str
+
+
+def _load() -> Build | str:
+    """Load the library; or say why it is not there."""
+    if os.environ.get("OPTLAYER_NATIVE") == "0":
+        return "OPTLAYER_NATIVE is 0"
+    given = os.environ.get("OPTLAYER_LIBRARY")
+    found = [Path(given)] if given else sorted(Path(__file__).parent.parent.glob("_native*.so"))
+    if not found:
+        return "it was not compiled when optlayer was installed, or none fits this system"
+    try:
+        torch.ops.load_library(str(found[0]))
+        text = torch.ops.optlayer_native.info()
+    except (OSError, RuntimeError) as error:
+        return f"{found[0].name}: {str(error).splitlines()[0]}"
+    return Build(**dict(line.split("=", 1) for line in text.splitlines()))
+
+
+_loaded = _load()
+
+
+def build() -> Build | None:
+    """What was compiled, or None where there is no compiled engine: see `why_not`."""
+    return _loaded if isinstance(_loaded, Build) else None
+
+
+def why_not() -> str:
+    """Why there is no compiled engine; empty where there is one."""
+    return _loaded if isinstance(_loaded, str) else ""
+
+
+def solves(device: torch.device) -> bool:
+    """Whether the compiled engine takes tensors on this device."""
+    return isinstance(_loaded, Build) and device.type == "cpu"
+
+
+def qp(*arguments: Any) -> tuple[list[Tensor], int]:
+    """``optlayer::qp`` for ``on_failure`` "nan" or "ignore".
+
+    Args: those of the operator.
+    Returns: its outputs, and the number of elements with the status UNSOLVED, whose other outputs hold nothing.
+    """
+    *tensors, eps_abs, eps_rel, max_iter, _, formulation, on_failure, keep_factor = arguments
+    form, nan = FORMULATIONS.index(formulation), on_failure == "nan"
+    *out, left = _qp(*tensors, eps_abs, eps_rel, max_iter, form, nan, keep_factor)
+    return out, left.item()
+
+
+def kkt_solve(*arguments: Any) -> tuple[Tensor, ...]:
+    """``optlayer::kkt_solve``, with all its arguments."""
+    return _kkt_solve(*arguments[:-1])
+
+
+# ---- fake kernels ----------------------------------------------------------------------------------------------------
+
+
+def _qp_fake(*arguments: Any) -> tuple[Tensor, ...]:
+    *tensors, eps_abs, eps_rel, max_iter, form, nan, keep_factor = arguments
+    options = "native", FORMULATIONS[form], "nan" if nan else "ignore"
+    out = ops.qp_fake(*tensors, eps_abs, eps_rel, max_iter, *options, keep_factor)
+    return *out, torch.empty((), dtype=torch.int64, device=out[0].device)
+
+
+def _kkt_solve_fake(*arguments: Any) -> tuple[Tensor, ...]:
+    return ops.kkt_solve_fake(*arguments, "native")
+
+
+def _pull_fake(
+    x: Tensor, y: Tensor, z: Tensor, ux: Tensor, uy: Tensor, uz: Tensor, P: int, G: int, A: int
+) -> tuple[Tensor, ...]:
+    batch = ops.batch_shape((x, y, z, ux, uy, uz), (1,) * 6)
+    n, p, m = x.shape[-1], y.shape[-1], z.shape[-1]
+    shapes = {1: lambda rows: (*batch, rows, n), 2: lambda rows: (rows, n), 0: lambda rows: (0,)}
+    return tuple(x.new_empty(shapes[want](rows)) for want, rows in ((P, n), (G, m), (A, p)))
+
+
+if isinstance(_loaded, Build):
+    _qp = torch.ops.optlayer_native.qp.default
+    _kkt_solve = torch.ops.optlayer_native.kkt_solve.default
+    for _name, _fake in (("qp", _qp_fake), ("kkt_solve", _kkt_solve_fake), ("pull", _pull_fake)):
+        torch.library.register_fake(f"optlayer_native::{_name}", _fake)
