@@ -124,7 +124,15 @@ OPTLAYER_INLINE int64_t store_squares(const Pack<double, W>* from, int64_t count
   return i;
 }
 
+// Rounded to float32 and back.
+template <int W>
+OPTLAYER_INLINE Pack<double, W> rounded(Pack<double, W> a) {
+  return {__builtin_convertvector(__builtin_convertvector(a.v, typename Square<W>::Half), typename Square<W>::Raw)};
+}
+
 #endif
+
+OPTLAYER_INLINE double rounded(double a) { return (double)(float)a; }
 
 // Of a scalar there is nothing to transpose.
 OPTLAYER_INLINE int64_t load_squares(const void*, bool, const int64_t*, int64_t, double*, int64_t) { return 0; }

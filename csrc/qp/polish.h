@@ -1,0 +1,453 @@
+// SPDX-License-Identifier: Apache-2.0
+// From an interior point to the vertex, edge or face it points at, with the active set verified and not guessed
+// (optlayer/kkt/polish.py, where the reasons stand).
+//
+//     guess       a row is active where z > s
+//     attempt     K (x, v, z_box) = (-q, d, bounds), solved and refined: no trace of mu is left
+//     flip        exactly the rows of a wrong sign change sides, and K is factorised again
+//     share       active inequalities that depend on the active rows before them get large finite weights
+//     weak        rows that neither sign decides get the central weight z/s
+//
+// An early attempt, while the interior point is still on its way, is accepted only where every active row has a positive
+// multiplier, every inactive one a positive slack, and the point meets the contract.
+#pragma once
+
+#include "lanes.h"
+#include "load.h"
+#include "rules.h"
+#include "system.h"
+
+namespace optlayer {
+namespace OPTLAYER_ISA {
+
+// The largest residual of a point in units of its tolerance max(eps_abs, eps_rel scale), on the data as given
+// (optlayer/problem.py): x, v, z_box and their products P x, A'y, G'z, C x in scaled units. Infinite for NaN.
+template <class V>
+static V contract_merit(const Program<V>& Q, const Rules& rules, const V* x, const V* v, const V* z_box, const V* Px,
+                        const V* Aty, const V* Gtz, const V* Cx) {
+  const V cost = V(1) / Q.c;
+  V xPx(0), qx(0), support(0), sum(0), primal(0), primal_scale(0), dual(0), dual_scale(0);
+  for (int j = 0; j < Q.n; j++) {
+    const V unit = cost / Q.D[j];  // of forces
+    const V z = z_box[j], lower = smaller(z, V(0)), upper = positive(z);
+    const V left = Px[j] + Q.q[j] + z + (Aty[j] + Gtz[j]);
+    V force = larger(absolute(Px[j]), absolute(Q.q[j])), wrong = absolute(left);
+    force = larger(larger(force, absolute(z)), larger(absolute(Aty[j]), absolute(Gtz[j])));
+    xPx += x[j] * Px[j], qx += Q.q[j] * x[j];
+    support += Q.lo[j] * lower + Q.hi[j] * upper;
+    if (Q.boxes) {
+      const V low = Q.has_lo[j] + Q.fixed[j], high = Q.has_hi[j] + Q.fixed[j];
+      const V violation = larger(low * (Q.lo[j] - x[j]), high * (x[j] - Q.hi[j]));
+      primal = larger(violation * Q.D[j], primal);
+      wrong = larger(wrong, larger((low - V(1)) * lower, (V(1) - high) * upper));
+    }
+    dual = larger(wrong * unit, dual);
+    dual_scale = larger(force * unit, dual_scale);
+    primal_scale = larger(absolute(x[j]) * Q.D[j], primal_scale);
+    sum += left + x[j];
+  }
+  for (int i = 0; i < Q.r; i++) {
+    const V unit = V(1) / Q.E[i], violation = Cx[i] - Q.d[i];
+    support += Q.d[i] * v[i];
+    primal = larger((i < Q.p ? absolute(violation) : violation * Q.live[i]) * unit, primal);
+    primal_scale = larger(larger(absolute(Cx[i]) * Q.live[i], absolute(Q.d[i])) * unit, primal_scale);
+    if (i >= Q.p) dual = larger(select(Q.live[i] > V(0), -v[i], absolute(v[i])) * Q.E[i] * cost, dual);
+    sum += violation + v[i];
+  }
+  xPx *= cost, qx *= cost, support *= cost;
+  const V objective = absolute(V(0.5) * xPx + qx), dual_objective = absolute(V(0.5) * xPx + support);
+  const V gap = absolute(xPx + qx + support), gap_scale = smaller(objective, dual_objective);
+  const V least(larger(rules.eps_abs, 1e-300)), relative(rules.eps_rel);
+  const V merit = larger(larger(primal / larger(relative * primal_scale, least), dual / larger(relative * dual_scale, least)),
+                         gap / larger(relative * gap_scale, least));
+  return select(finite(sum) && gap < V(INFINITY), merit, V(INFINITY));
+}
+
+template <class V>
+struct Polisher {
+  static constexpr int ROUNDS = 4, EARLY_ROUNDS = 2, REFINEMENTS = 10;
+  static constexpr double Z_SIGN = 1e-11, S_SIGN = 1e-12;  // of the largest term of stationarity; variable or row
+  static constexpr double WEAK = 1e-3, AMBIGUOUS = 1e6;    // a weak row has s, z below 1e-3 of these sizes and s/z between
+  static constexpr double DEPENDENT = 1e-9;                // squared distance of an active row from those before it
+  static constexpr double SHARED_LEAST = 1e6, SHARED_MOST = 1e8;  // weights of active rows that depend on each other
+  static constexpr double NO_WORSE = 1e-4;  // of the tolerance: below it residuals are rounding
+
+  System<V> system;
+  const RangeSpace<V>* space;
+  int n, r;
+  V *x, *v, *z_box, *w, *w_box;  // of the lanes that are accepted or central: (n), (r), (n) in scaled units; (r), (n)
+  V weak, merit;                 // weakly active rows and bounds; the contract
+  Mask<V> ranged;                // K is to be factorised in the range space
+
+  void lay_out(Arena& arena, int n_, int r_, const Split<V>* shared = nullptr) {
+    n = n_, r = r_;
+    system.lay_out(arena, n, r, shared);
+    for (V** t : {&x, &z_box, &w_box, &lower, &upper, &try_w_box, &right_x, &bound, &new_x, &new_box, &flip_lower, &flip_upper})
+      *t = arena.take<V>(n);
+    for (V** t : {&v, &w, &rows, &try_w, &new_v, &flip_rows}) *t = arena.take<V>(r);
+  }
+
+  // Before the first call for a pack.
+  void reset() {
+    space = nullptr, form = factored = false;
+    for (int j = 0; j < n; j++) x[j] = z_box[j] = w_box[j] = V(0);
+    for (int i = 0; i < r; i++) v[i] = w[i] = V(0);
+    weak = V(0), merit = V(INFINITY);
+    settled = ranged = fresh = exists = Mask<V>(false);
+  }
+
+  // Polish the lanes of `which` from an interior point, in the range space if one is given. Returns the lanes whose
+  // active set is verified and whose point is no worse, or, early, is good enough.
+  Mask<V> polish(const Program<V>& Q, const Point<V>& at, const Rules& rules, Mask<V> which,
+                 const RangeSpace<V>* in_range_space, bool early) {
+    if (in_range_space != nullptr) space = in_range_space;
+    form = in_range_space != nullptr;
+    V before(1);
+    if (!early) before = larger(judge_interior(Q, at, rules), V(NO_WORSE));
+    guess(Q, at);
+    Mask<V> todo = which, accepted(false);
+    for (int round = 0; round < (early ? EARLY_ROUNDS : ROUNDS); round++) {
+      Mask<V> right, strict;
+      V count;
+      const Mask<V> usable = attempt(Q, at, todo, right, strict, count);
+      Mask<V> done = todo && usable && right;
+      if (early) done = done && strict;
+      if (any(done)) {
+        const Mask<V> good = accept(Q, rules, done, before);
+        weak = select(good, count, weak);
+        fresh = fresh || (good && count == V(0));
+        accepted = accepted || good;
+      }
+      todo = todo && usable && !right;
+      if (!any(todo)) break;
+      for (int i = 0; i < r; i++) rows[i] = absolute(rows[i] - flip_rows[i]);
+      for (int j = 0; Q.boxes && j < n; j++) {
+        lower[j] = absolute(lower[j] - flip_lower[j]);
+        upper[j] = absolute(upper[j] - flip_upper[j]);
+      }
+    }
+    return accepted;
+  }
+
+  // The interior point itself, with the central weights z/s in all rows, for lanes that nothing better was found for.
+  void central(const Program<V>& Q, const Point<V>& at, const Rules& rules, Mask<V> which) {
+    interior_point(Q, at);
+    take(which, judge(Q, rules));
+    for (int i = 0; i < r; i++)
+      w[i] = select(which, i < Q.p ? V(INFINITY) : Q.live[i] * at.v[i] / at.s[i], w[i]);
+    for (int j = 0; j < n; j++) w_box[j] = select(which, central_box(Q, at, j), w_box[j]);
+    weak = select(which, V(0), weak);
+    fresh = fresh && !which;
+  }
+
+  // State, factor and index of the first `used` lanes for the backward pass; lanes not `solved` have none. Factors that
+  // are not those of (w, w_box) are made anew.
+  void write(const Program<V>& Q, const SolveCall& call, const Elements<V>& elements, Mask<V> solved) {
+    Mask<V> ok = solved;
+    if (call.keep_factor && call.factor != nullptr)
+      for (int form = 0; form < 2; form++) {
+        const Mask<V> mine = form == 0 ? solved && ranged : solved && !ranged;
+        if (!any(mine)) continue;
+        const Mask<V> whole = refactor(Q, mine, form == 0);
+        if (form == 0) ranged = ranged && (whole || !mine);  // too many heavy rows for it: the split takes them
+        ok = form == 0 ? ok : ok && (whole || !mine);
+        store_factor(call, elements, mine && whole);
+      }
+    store_state(Q, call, elements, ok);
+  }
+
+ private:
+  V *rows, *lower, *upper;                  // 1 where active, as guessed
+  V *flip_rows, *flip_lower, *flip_upper;   // 1 where that was wrong
+  V *try_w, *try_w_box, *right_x, *bound;   // weights, -q and values of the active bounds
+  V *new_x, *new_v, *new_box;               // the point of an attempt
+  V z_size, s_size;
+  Mask<V> settled;  // w and w_box are final so far
+  Mask<V> fresh;    // and the system's factor is theirs
+  Mask<V> exists;   // the system's factor
+  bool factored;    // it is of the range space
+  bool form;        // so is that of the present lanes
+
+  static V central_box(const Program<V>& Q, const Point<V>& at, int j) {
+    if (!Q.boxes) return V(0);
+    const V weight = Q.has_lo[j] * at.z_lo[j] / at.s_lo[j] + Q.has_hi[j] * at.z_hi[j] / at.s_hi[j];
+    return select(Q.fixed[j] > V(0), V(INFINITY), weight);
+  }
+
+  void guess(const Program<V>& Q, const Point<V>& at) {
+    for (int i = 0; i < r; i++)
+      rows[i] = i < Q.p ? V(1) : select(Q.live[i] > V(0) && at.v[i] > at.s[i], V(1), V(0));
+    for (int j = 0; j < n; j++) {
+      right_x[j] = -Q.q[j];
+      lower[j] = upper[j] = V(0);
+      if (!Q.boxes) continue;
+      const Mask<V> low = Q.has_lo[j] > V(0) && at.z_lo[j] > at.s_lo[j];
+      const Mask<V> high = Q.has_hi[j] > V(0) && at.z_hi[j] > at.s_hi[j] && !(low && at.z_lo[j] > at.z_hi[j]);
+      lower[j] = select(low && !high, V(1), V(0)), upper[j] = select(high, V(1), V(0));
+    }
+  }
+
+  // Solve the KKT conditions on the guessed active set in the lanes of `todo` and look at the signs they give. Leaves
+  // the point in new_x, new_v, new_box and the weights of K to keep in try_w, try_w_box. Returns where the point exists;
+  // `right` where no sign is wrong, `strict` where none is near zero either, `count` the weak rows and bounds.
+  Mask<V> attempt(const Program<V>& Q, const Point<V>& at, Mask<V> todo, Mask<V>& right, Mask<V>& strict, V& count) {
+    for (int i = 0; i < r; i++) try_w[i] = select(todo, select(rows[i] > V(0), V(INFINITY), V(0)), w[i]);
+    for (int j = 0; j < n; j++) {
+      bound[j] = V(0);
+      try_w_box[j] = w_box[j];
+      if (!Q.boxes) continue;
+      const Mask<V> low = lower[j] + Q.fixed[j] > V(0), high = upper[j] > V(0);
+      bound[j] = select(low, Q.lo[j], select(high, Q.hi[j], V(0)));
+      try_w_box[j] = select(todo, select(low || high, V(INFINITY), V(0)), w_box[j]);
+    }
+    system.weigh(try_w, try_w_box);
+    exists = factorise(Q, form);
+    fresh = settled && exists && (form ? ranged : !ranged) && !todo;
+    for (int j = 0; j < n; j++) system.x[j] = at.x[j];
+    for (int i = 0; i < r; i++) system.v[i] = at.v[i];
+    system.refine(Q, right_x, Q.d, bound, true, REFINEMENTS, todo && exists);
+    system.boxes(right_x, bound, new_box);
+    sizes(Q, at);
+
+    const V tz = V(Z_SIGN) * z_size, ts = V(S_SIGN) * s_size, surplus = dependent(Q);
+    right = Mask<V>(true), strict = surplus == V(0);
+    count = surplus;
+    V sum(0), largest(0);
+    for (int j = 0; j < n; j++) new_x[j] = system.x[j], sum += system.x[j];
+    for (int i = 0; i < Q.p; i++) new_v[i] = system.v[i], flip_rows[i] = V(0), sum += system.v[i];
+    for (int i = Q.p; i < r; i++) {
+      const V z = system.v[i], s = Q.d[i] - system.Cx[i];
+      const Mask<V> row = rows[i] > V(0), live = Q.live[i] > V(0);
+      const Mask<V> wrong = live && select(row, z, V(0)) < -tz, violated = live && !row && s < -ts;
+      const Mask<V> flips = todo && (wrong || violated);
+      flip_rows[i] = select(flips, V(1), V(0));
+      right = right && !flips;
+      strict = strict && (!live || select(row, z - tz, s - ts) > V(0));
+      const Mask<V> doubtful = live && in_doubt(row, z, s, at.v[i], at.s[i]);
+      count += select(doubtful, V(1), V(0));
+      try_w[i] = select(todo && doubtful, at.v[i] / at.s[i], try_w[i]);
+      new_v[i] = positive(z), sum += z;
+      largest = larger(absolute(z), largest);
+    }
+    for (int j = 0; Q.boxes && j < n; j++) {
+      const V z = new_box[j], s_lo = system.x[j] - Q.lo[j], s_hi = Q.hi[j] - system.x[j];
+      const Mask<V> low = lower[j] > V(0), high = upper[j] > V(0), idle = !(low || high || Q.fixed[j] > V(0));
+      const Mask<V> has_lo = Q.has_lo[j] > V(0), has_hi = Q.has_hi[j] > V(0);
+      const Mask<V> to_lower = todo && ((low && z > tz) || (idle && has_lo && s_lo < -ts));
+      const Mask<V> to_upper = todo && ((high && z < -tz) || (idle && has_hi && s_hi < -ts));
+      flip_lower[j] = select(to_lower, V(1), V(0));
+      flip_upper[j] = select(to_upper, V(1), V(0));
+      right = right && !(to_lower || to_upper);
+      strict = strict && !(low && !(-z > tz)) && !(high && !(z > tz)) && !(idle && has_lo && !(s_lo > ts)) &&
+               !(idle && has_hi && !(s_hi > ts));
+      const Mask<V> doubtful = (has_lo && !high && in_doubt(low, -z, s_lo, at.z_lo[j], at.s_lo[j])) ||
+                               (has_hi && !low && in_doubt(high, z, s_hi, at.z_hi[j], at.s_hi[j]));
+      count += select(doubtful, V(1), V(0));
+      try_w_box[j] = select(todo && doubtful, central_box(Q, at, j), try_w_box[j]);
+      new_box[j] = select(low, smaller(z, V(0)), select(high, positive(z), z));
+      largest = larger(select(low || high, absolute(z), V(0)), largest);
+      sum += z;
+    }
+    if (any(todo && surplus > V(0))) share(Q, todo && surplus > V(0), larger(largest, V(1e-300)));
+    return exists && finite(sum);
+  }
+
+  Mask<V> factorise(const Program<V>& Q, bool in_range_space) {
+    factored = in_range_space;
+    return in_range_space ? system.factor(*space) : system.factor(Q, V(1));
+  }
+
+  // Units of multipliers and slacks: the terms of stationarity, and the rows and variables, at the interior point.
+  void sizes(const Program<V>& Q, const Point<V>& at) {
+    z_size = larger(system.first_Px, V(1e-300)), s_size = larger(system.first_Cx, V(1));
+    for (int j = 0; j < n; j++) {
+      z_size = larger(absolute(Q.q[j]), z_size), s_size = larger(absolute(at.x[j]), s_size);
+      if (Q.boxes) z_size = larger(larger(Q.has_lo[j] * at.z_lo[j], Q.has_hi[j] * at.z_hi[j]), z_size);
+    }
+    for (int i = Q.p; i < r; i++) z_size = larger(Q.live[i] * at.v[i], z_size);
+  }
+
+  // Rows whose multiplier (active) or slack (inactive) vanishes and whose interior z0, s0 decide for neither.
+  Mask<V> in_doubt(Mask<V> active, V z, V s, V z0, V s0) const {
+    const Mask<V> as_active = active && z <= V(Z_SIGN) * z_size && s0 < V(WEAK) * s_size && s0 * V(AMBIGUOUS) > z0;
+    const Mask<V> as_inactive =
+        !active && s <= V(S_SIGN) * s_size && z0 < V(WEAK) * larger(z_size, V(1)) && s0 < V(AMBIGUOUS) * z0;
+    return as_active || as_inactive;
+  }
+
+  // How many active inequalities depend on the active rows before them; equalities stand first.
+  V dependent(const Program<V>& Q) const {
+    const Split<V>& split = system.split;
+    V count(0);
+    for (int s = 0; s < split.k; s++) {
+      const V pivot = split.F[(size_t)s * split.ldf + s], root = split.root[s];
+      V inequality(0);
+      for (int l = 0; l < lanes<V>; l++) lane(inequality, l) = split.heavy[s * lanes<V> + l] >= Q.p ? 1 : 0;
+      count += select(pivot * pivot < V(DEPENDENT) * root * root, inequality, V(0));
+    }
+    return count;
+  }
+
+  // Weights in proportion to z^2, as on the central path.
+  void share(const Program<V>& Q, Mask<V> which, V largest) {
+    const V least(SHARED_LEAST), most(SHARED_MOST);
+    for (int i = Q.p; i < r; i++) {
+      const V part = system.v[i] / largest;
+      const Mask<V> mine = which && try_w[i] == V(INFINITY);
+      try_w[i] = select(mine, smaller(larger(most * part * part, least), most), try_w[i]);
+    }
+    for (int j = 0; Q.boxes && j < n; j++) {
+      const V part = new_box[j] / largest;
+      const Mask<V> mine = which && lower[j] + upper[j] > V(0) && try_w_box[j] == V(INFINITY);
+      try_w_box[j] = select(mine, smaller(larger(most * part * part, least), most), try_w_box[j]);
+    }
+  }
+
+  // Take the attempt's point in the lanes of `done` where its merit is good.
+  Mask<V> accept(const Program<V>& Q, const Rules& rules, Mask<V> done, V before) {
+    bool clamped = false;
+    for (int i = Q.p; i < r; i++) clamped = clamped || any(done && system.v[i] < V(0));
+    if (clamped) products(Q);
+    V reached = contract_merit(Q, rules, new_x, new_v, new_box, system.Px, system.Aty, system.Gtz, system.Cx);
+    const Mask<V> good = done && reached <= before;
+    if (any(good)) {
+      if (rules.single) reached = judge(Q, rules);
+      take(good, reached);
+      for (int i = 0; i < r; i++) w[i] = select(good, try_w[i], w[i]);
+      for (int j = 0; j < n; j++) w_box[j] = select(good, try_w_box[j], w_box[j]);
+    }
+    return good;
+  }
+
+  void take(Mask<V> which, V reached) {
+    for (int j = 0; j < n; j++) x[j] = select(which, new_x[j], x[j]), z_box[j] = select(which, new_box[j], z_box[j]);
+    for (int i = 0; i < r; i++) v[i] = select(which, new_v[i], v[i]);
+    merit = select(which, reached, merit);
+    settled = settled || which;
+    ranged = (ranged && !which) || (which && Mask<V>(form));
+  }
+
+  void products(const Program<V>& Q) {
+    const int p = Q.p, m = Q.m, ld = Q.ld;
+    product(Q.P, ld, n, n, new_x, system.Px);
+    product(Q.C, ld, r, n, new_x, system.Cx);
+    for (int j = 0; j < n; j++) system.Aty[j] = system.Gtz[j] = V(0);
+    if (p > 0) product_transposed(Q.C, ld, p, n, new_v, system.Aty);
+    if (m > 0) product_transposed(Q.C + (size_t)p * ld, ld, m, n, new_v + p, system.Gtz);
+  }
+
+  // The merit of the new point as it will be read: rounded to float32, in the caller's units, if that is what is asked.
+  V judge(const Program<V>& Q, const Rules& rules) {
+    if (rules.single) {
+      for (int j = 0; j < n; j++) {
+        const V unit = Q.c * Q.D[j];
+        new_x[j] = rounded(new_x[j] * Q.D[j]) / Q.D[j], new_box[j] = rounded(new_box[j] / unit) * unit;
+      }
+      for (int i = 0; i < r; i++) {
+        const V unit = Q.c / Q.E[i];
+        new_v[i] = rounded(new_v[i] / unit) * unit;
+      }
+    }
+    products(Q);
+    return contract_merit(Q, rules, new_x, new_v, new_box, system.Px, system.Aty, system.Gtz, system.Cx);
+  }
+
+  // The interior point as the new point; of fixed variables the multiplier is what stationarity leaves.
+  void interior_point(const Program<V>& Q, const Point<V>& at) {
+    for (int j = 0; j < n; j++) new_x[j] = at.x[j], new_box[j] = V(0);
+    for (int i = 0; i < r; i++) new_v[i] = i < Q.p ? at.v[i] : Q.live[i] * at.v[i];
+    if (!Q.boxes) return;
+    products(Q);
+    for (int j = 0; j < n; j++) {
+      const V box = Q.has_hi[j] * at.z_hi[j] - Q.has_lo[j] * at.z_lo[j];
+      new_x[j] = select(Q.fixed[j] > V(0), Q.lo[j], new_x[j]);
+      new_box[j] = select(Q.fixed[j] > V(0), -(system.Px[j] + Q.q[j] + system.Aty[j] + system.Gtz[j]), box);
+    }
+  }
+
+  V judge_interior(const Program<V>& Q, const Point<V>& at, const Rules& rules) {
+    interior_point(Q, at);
+    if (!Q.boxes) products(Q);
+    return contract_merit(Q, rules, new_x, new_v, new_box, system.Px, system.Aty, system.Gtz, system.Cx);
+  }
+
+  // Make the system's factor that of (w, w_box) in the lanes of `which`.
+  Mask<V> refactor(const Program<V>& Q, Mask<V> which, bool in_range_space) {
+    if (all(fresh || !which) && factored == in_range_space) return exists;
+    for (int i = 0; i < r; i++) try_w[i] = select(which, w[i], V(0));
+    for (int j = 0; j < n; j++) try_w_box[j] = select(which, w_box[j], V(0));
+    system.weigh(try_w, try_w_box);
+    fresh = which;
+    return exists = factorise(Q, in_range_space);
+  }
+
+  void store_state(const Program<V>& Q, const SolveCall& call, const Elements<V>& elements, Mask<V> ok) {
+    const int size = 2 * n + 2 * r + 2;
+    const V last[2] = {Q.c, select(ok, select(ranged, V(2), V(1)), V(0))};
+    int64_t at[lanes<V>];
+    for (int l = 0; l < lanes<V>; l++) at[l] = elements.at[l] * size;
+    const V* parts[] = {Q.D, w_box, Q.E, w, last};
+    const int counts[] = {n, n, r, r, 2};
+    for (int t = 0; t < 5; t++) {
+      store(parts[t], counts[t], call.state, false, at, elements.used);
+      for (int l = 0; l < lanes<V>; l++) at[l] += counts[t];
+    }
+  }
+
+  // A lower factor (k, k), filled up to (rows, rows) by the identity, column after column; of all lanes or of one.
+  static void store_lower(const V* L, int ld, int k, int rows, double* to, const int64_t* offsets, int used) {
+    int64_t at[lanes<V>];
+    for (int j = 0; j < rows; j++) {
+      for (int l = 0; l < used; l++) {
+        double* column = to + offsets[l] + (int64_t)j * rows;
+        for (int i = 0; i < j; i++) column[i] = 0;
+        for (int i = j < k ? k : j; i < rows; i++) column[i] = i == j ? 1 : 0;
+        at[l] = offsets[l] + (int64_t)j * rows + j;
+      }
+      if (j < k) store(L + (size_t)j * ld + j, k - j, to, false, at, used, ld);
+    }
+  }
+  static void store_lower(const V* L, int ld, int k, int rows, double* to, int l) {
+    for (int j = 0; j < rows; j++)
+      for (int i = 0; i < rows; i++)
+        to[(int64_t)j * rows + i] = i < j ? 0 : i < k ? lane(L[(size_t)i * ld + j], l) : i == j ? 1 : 0;
+  }
+
+  // L and F column after column, and the kept rows: the heavy ones in order, then the light ones.
+  void store_factor(const SolveCall& call, const Elements<V>& elements, Mask<V> which) {
+    const Split<V>& split = system.split;
+    const int slots = system.slots, k = split.k;
+    const int64_t size = (int64_t)n * n + (int64_t)slots * slots;
+    int64_t offsets[lanes<V>];
+    bool whole = true;
+    for (int l = 0; l < elements.used; l++) {
+      offsets[l] = elements.at[l] * size;
+      whole = whole && lane_of(which, l);
+    }
+    if (whole) {
+      store_lower(split.L, split.ld, n, n, call.factor, offsets, elements.used);
+      for (int l = 0; l < elements.used; l++) offsets[l] += (int64_t)n * n;
+      store_lower(split.F, split.ldf, k, slots, call.factor, offsets, elements.used);
+    }
+    for (int l = 0; l < elements.used; l++) {
+      if (!lane_of(which, l)) continue;
+      if (!whole) {
+        store_lower(split.L, split.ld, n, n, call.factor + elements.at[l] * size, l);
+        store_lower(split.F, split.ldf, k, slots, call.factor + elements.at[l] * size + (int64_t)n * n, l);
+      }
+      int64_t* index = call.index + elements.at[l] * slots;
+      int kept = 0;
+      for (int s = 0; s < k; s++)
+        if (split.heavy[s * lanes<V> + l] >= 0) index[kept++] = split.heavy[s * lanes<V> + l];
+      for (int i = 0, next = 0, heavy = kept; i < r && kept < slots; i++) {
+        if (next < heavy && index[next] == i)
+          next++;
+        else
+          index[kept++] = i;
+      }
+    }
+  }
+};
+
+}  // namespace OPTLAYER_ISA
+}  // namespace optlayer

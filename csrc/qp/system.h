@@ -1,0 +1,341 @@
+// SPDX-License-Identifier: Apache-2.0
+// The KKT system at a solution (optlayer/kkt/system.py), in scaled units:
+//
+//         [ P  C'  I     ]        D = diag(1/w),  D_box = diag(1/w_box)
+//     K = [ C -D   0     ]        w = infinity for an active row or bound, 0 for an inactive one,
+//         [ I  0  -D_box ]        z/s, the central value, for one that is weakly active
+//
+// Rows and bounds of weight 0 are not there, bounds of infinite weight are eliminated, the others sit on the diagonal
+// of P. What remains is regularised by rho = delta = 1e-12 and factorised by the weight split; every solve is refined
+// against K itself. The units are powers of two, so a residual in scaled units is as exact as one in the caller's.
+#pragma once
+
+#include "range.h"
+#include "split.h"
+
+namespace optlayer {
+namespace OPTLAYER_ISA {
+
+template <class V>
+struct System {
+  static constexpr double RHO = 1e-12, DELTA = 1e-12;  // of K's factor: two refinements reach rounding
+  static constexpr double CAP = 1;  // the less of the rows is condensed, the more digits of P are kept
+  static constexpr double CONDENSED = 1e8;  // the largest weight that may be condensed and leave P eight digits
+  static constexpr double WORTHWHILE = 0.7;  // a refinement that leaves more than this of the residual is the last
+  static constexpr double SLOWER = 1e3, NEAR_ROUNDING = 1e-11;  // so is one that gains that much less, near rounding
+  static constexpr double INCONSISTENT = 1e-7;  // a right-hand side that leaves more is outside the range of K
+  static constexpr int PROJECTIONS = 4;
+  static constexpr double ROUNDING = 4e-15;  // of the right-hand side: what is left is rounding
+
+  int n, r;
+  int slots;       // the most heavy rows of a factor that is kept
+  bool bounded;    // some lane has a bound of positive weight
+  bool bare;       // the rows R of the border are those of C, times root and free, and not of V'
+  Split<V> split;  // its L is borrowed from `space` while the factor is of the range-space form
+  V *L, *inv;      // the split's own
+  V *compliance, *there, *weight;           // (r) 1/w, 1 or 0, the regularised w
+  V *free, *stiff, *diagonal;               // (n) 1 or 0, the finite w_box, what is added to P
+  V *x, *v, *a, *b;                         // the best iterate and its residuals
+  V *Px, *Aty, *Gtz, *Cx;                   // and its products
+  V *try_x, *try_v, *try_a, *try_b;         // the next
+  V *try_Px, *try_Aty, *try_Gtz, *try_Cx;
+  V *right_x, *right_v;                     // a right-hand side that is projected
+  V size;                                   // of the right-hand side
+  V first_Px, first_Cx;                     // norms at the start
+
+  // The split's memory may be shared with another one that is not needed meanwhile.
+  void lay_out(Arena& arena, int n_, int r_, const Split<V>* shared = nullptr) {
+    n = n_, r = r_, slots = r_ < 2 * n_ ? r_ : 2 * n_, bare = bounded = false;
+    if (shared == nullptr) {
+      split.lay_out(arena, n, r, slots);
+    } else {
+      split = *shared, split.capacity = slots, split.ldf = leading<V>(slots);
+    }
+    L = split.L, inv = split.inv;
+    for (V** t : {&compliance, &there, &weight, &v, &b, &Cx, &try_v, &try_b, &try_Cx, &right_v}) *t = arena.take<V>(r);
+    for (V** t : {&free, &stiff, &diagonal, &x, &a, &Px, &Aty, &Gtz, &try_x, &try_a, &try_Px, &try_Aty, &try_Gtz, &right_x})
+      *t = arena.take<V>(n);
+  }
+
+  const V* mask() const { return bounded ? free : nullptr; }
+
+  // The weights of K: w (r), w_box (n).
+  void weigh(const V* w, const V* w_box) {
+    for (int i = 0; i < r; i++) {
+      const Mask<V> here = w[i] > V(0);
+      there[i] = select(here, V(1), V(0));
+      compliance[i] = select(here, V(1) / w[i], V(0));
+      weight[i] = there[i] / (compliance[i] + V(DELTA));
+    }
+    V most(0);
+    for (int j = 0; j < n; j++) {
+      const Mask<V> loose = w_box[j] < V(INFINITY);
+      free[j] = select(loose, V(1), V(0));
+      stiff[j] = select(loose, w_box[j], V(0));
+      diagonal[j] = stiff[j] + V(RHO);
+      most = larger(w_box[j], most);
+    }
+    bounded = any(most > V(0));
+  }
+
+  // Factorise K for the weights of the last `weigh`: by the split with this cap, 0 or 1 in each lane.
+  Mask<V> factor(const Program<V>& Q, V cap) {
+    bare = false, split.L = L, split.inv = inv;
+    const Mask<V> enough = split.weigh(weight, cap);
+    return split.factor(Q, diagonal, mask()) && enough;
+  }
+
+  // The same from the range space: H = P is factorised there once and for all, for positive definite P without bounds.
+  Mask<V> factor(const RangeSpace<V>& space) {
+    bare = false, split.L = space.L, split.inv = space.inv;
+    const Mask<V> enough = split.weigh(weight, V(0));
+    const int k = split.k, ldf = split.ldf;
+    for (int s = 0; s < k; s++) {
+      const int32_t* row = split.heavy + s * lanes<V>;
+      V* to = split.R + (size_t)s * split.ld;
+      V* border = split.F + (size_t)s * ldf;
+      if (alike_rows(row)) {
+        const V* from = space.VT + (size_t)row[0] * space.ld;
+        for (int j = 0; j < n; j++) to[j] = split.root[s] * from[j];
+      } else {
+        for (int l = 0; l < lanes<V>; l++) {
+          const V* from = space.VT + (size_t)(row[l] < 0 ? 0 : row[l]) * space.ld;
+          for (int j = 0; j < n; j++) lane(to[j], l) = lane(from[j], l);
+        }
+        for (int j = 0; j < n; j++) to[j] *= split.root[s];
+      }
+      for (int t = 0; t <= s; t++) {
+        const int32_t* column = split.heavy + t * lanes<V>;
+        V entry;
+        for (int l = 0; l < lanes<V>; l++) {
+          const int i = row[l] < 0 ? 0 : row[l], j = column[l] < 0 ? 0 : column[l];
+          lane(entry, l) = lane(space.K[(size_t)i * space.ldk + j], l);
+        }
+        border[t] = entry * split.root[s] * split.root[t];
+      }
+      border[s] += V(1);
+    }
+    if (k == 0) return enough;
+    return factor_border() && enough;
+  }
+
+  // Restore from what was kept, all but L and F: caps (0 or 1 in each lane) and the kept rows, `index[l][s]` for lane l.
+  // L (lower) and F (lower) have to be filled in by the caller, for the first split.k slots, then `restored` called.
+  void restore(const Program<V>& Q, V cap, const int64_t* const* index) {
+    bare = true, split.L = L, split.inv = inv;
+    V most(0);
+    for (int i = 0; i < r; i++) {
+      const V light = smaller(weight[i], cap);
+      split.gamma[i] = select(weight[i] <= V(CONDENSED) && cap > V(0), weight[i], light);
+    }
+    split.k = 0;
+    for (int s = 0; s < slots; s++) {
+      bool used = false;
+      for (int l = 0; l < lanes<V>; l++) {
+        const int row = (int)index[l][s];
+        const double heavy = lane(weight[row], l), light = heavy < lane(cap, l) ? heavy : lane(cap, l);
+        lane(split.gamma[row], l) = light;
+        lane(split.root[s], l) = ::sqrt(heavy - light);
+        split.heavy[s * lanes<V> + l] = row;
+        used = used || heavy > light;
+      }
+      if (used) split.k = s + 1;
+    }
+    for (int i = 0; i < r; i++) most = larger(split.gamma[i], most);
+    split.condensed = any(most > V(0));
+    split.gather_rows(Q, mask());
+  }
+  void restored() {
+    for (int i = 0; i < n; i++) inv[i] = V(1) / L[(size_t)i * split.ld + i];
+    for (int s = 0; s < split.k; s++) split.inv_f[s] = V(1) / split.F[(size_t)s * split.ldf + s];
+  }
+
+  // K u = (rx, rv, r_box) from the start (x, v), where a multiplier that is not unique comes out nearest to; or from
+  // nothing. The best iterate of each lane is left in x and v, its residuals in a and b and its products in Px, Aty,
+  // Gtz and Cx, for the lanes of `which`; the loop ends when none of them improves any more.
+  void refine(const Program<V>& Q, const V* rx, const V* rv, const V* r_box, bool started, int refinements, Mask<V> which) {
+    V most(0), box(0), sum(0);
+    for (int j = 0; j < n; j++) {
+      const V right = rx[j] * free[j];
+      most = larger(absolute(right), most), sum += right;
+    }
+    for (int i = 0; i < r; i++) {
+      const V right = select(there[i] > V(0), rv[i], V(0));
+      most = larger(absolute(right), most), sum += right;
+    }
+    for (int j = 0; bounded && j < n; j++) {
+      const V right = select(free[j] == V(0) || stiff[j] > V(0), r_box[j], V(0));
+      box = larger(absolute(right), box), sum += right;
+    }
+    size = select(finite(sum), most + box, V(NAN));
+    for (int j = 0; j < n; j++) {
+      const V from = started ? x[j] : V(0);
+      try_x[j] = bounded ? select(free[j] > V(0), from, r_box[j]) : from;
+    }
+    for (int i = 0; i < r; i++) try_v[i] = started ? v[i] * there[i] : V(0);
+    V best(INFINITY), rate(INFINITY);
+    Mask<V> going = which;
+    for (int step = 0;; step++) {
+      V error;
+      if (step == 0 && !started && !bounded) {
+        for (int j = 0; j < n; j++) try_a[j] = rx[j];
+        for (int i = 0; i < r; i++) try_b[i] = select(there[i] > V(0), rv[i], V(0));
+        error = most;
+      } else {
+        error = residual(Q, rx, rv, r_box);
+      }
+      if (step == 0 && started) first_Px = norm(try_Px, n), first_Cx = norm(try_Cx, r);
+      const Mask<V> better = going && error < best;
+      keep(step == 0 ? Mask<V>(true) : better, step == 0 ? Mask<V>(true) : which);
+      const V last = rate;
+      rate = error / best;
+      going = better && error > V(ROUNDING) * size;
+      if (step > 1)
+        going = going && rate < V(WORTHWHILE) && (rate < V(SLOWER) * last || error > V(NEAR_ROUNDING) * size);
+      best = select(better, error, best);
+      if (step == refinements + 1 || !any(going)) return;
+      solve_factored(Q, a, b, try_x, try_v);
+      for (int j = 0; j < n; j++) try_x[j] += x[j];
+      for (int i = 0; i < r; i++) try_v[i] += v[i];
+    }
+  }
+
+  // What the solution moves the bounds' multipliers by, from the best iterate.
+  void boxes(const V* rx, const V* r_box, V* u_box) const {
+    for (int j = 0; j < n; j++)
+      u_box[j] = bounded ? select(free[j] > V(0), stiff[j] * (x[j] - r_box[j]), rx[j] - Px[j] - (Aty[j] + Gtz[j])) : V(0);
+  }
+
+  // The same from nothing, where a right-hand side outside the range of a singular K is projected on it: the least
+  // squares solution of least norm. Writes ux, uv and u_box; NaN for a right-hand side that is not finite.
+  void solve(const Program<V>& Q, const V* rx, const V* rv, const V* r_box, int refinements, Mask<V> which, V* ux, V* uv,
+             V* u_box) {
+    refine(Q, rx, rv, r_box, false, refinements, which);
+    const V whole = size;
+    const Mask<V> sound = finite(whole);
+    for (int j = 0; j < n; j++) ux[j] = select(sound, x[j], V(NAN));
+    for (int i = 0; i < r; i++) uv[i] = select(sound, v[i], V(NAN));
+    boxes(rx, r_box, u_box);
+    for (int j = 0; j < n; j++) u_box[j] = select(sound, u_box[j], V(NAN));
+    for (int j = 0; j < n; j++) right_x[j] = rx[j];
+    for (int i = 0; i < r; i++) right_v[i] = rv[i];
+    Mask<V> lost = which && sound;
+    for (int projection = 0; projection < PROJECTIONS; projection++) {
+      lost = lost && larger(norm(a, n), norm(b, r)) > V(INCONSISTENT) * whole;
+      if (!any(lost)) return;
+      // the residual that no refinement removes is the part outside the range
+      for (int j = 0; j < n; j++) right_x[j] = select(lost, right_x[j] - a[j], right_x[j]);
+      for (int i = 0; i < r; i++) right_v[i] = select(lost, right_v[i] - b[i], right_v[i]);
+      refine(Q, right_x, right_v, r_box, false, refinements, lost);
+      for (int j = 0; j < n; j++) ux[j] = select(lost, x[j], ux[j]);
+      for (int i = 0; i < r; i++) uv[i] = select(lost, v[i], uv[i]);
+      if (bounded) {
+        boxes(right_x, r_box, try_a);
+        for (int j = 0; j < n; j++) u_box[j] = select(lost, try_a[j], u_box[j]);
+      }
+    }
+  }
+
+ private:
+  static bool alike_rows(const int32_t* row) {
+    bool same = row[0] >= 0;
+    for (int l = 1; l < lanes<V>; l++) same = same && row[l] == row[0];
+    return same;
+  }
+
+  // F F' from the lower triangle of the border in F; entries of it were scaled, not summed, and may be scaled again.
+  Mask<V> factor_border() {
+    const int k = split.k, ldf = split.ldf;
+    const Mask<V> ok = cholesky(split.F, ldf, (const V*)nullptr, split.F, ldf, split.inv_f, k);
+    return all(ok) ? ok : split.border();
+  }
+
+  // The residuals try_a, try_b at try_x, try_v and their norm; NaN shows.
+  V residual(const Program<V>& Q, const V* rx, const V* rv, const V* r_box) {
+    const int p = Q.p, m = Q.m, ld = Q.ld;
+    product(Q.P, ld, n, n, try_x, try_Px);
+    product(Q.C, ld, r, n, try_x, try_Cx);
+    for (int j = 0; j < n; j++) try_Aty[j] = try_Gtz[j] = V(0);
+    if (p > 0) product_transposed(Q.C, ld, p, n, try_v, try_Aty);
+    if (m > 0) product_transposed(Q.C + (size_t)p * ld, ld, m, n, try_v + p, try_Gtz);
+    V most(0), sum(0);
+    for (int j = 0; j < n; j++) {
+      V left = rx[j] - try_Px[j] - (try_Aty[j] + try_Gtz[j]);
+      if (bounded) left = free[j] * (left - stiff[j] * (try_x[j] - r_box[j]));
+      try_a[j] = left, sum += left;
+      most = larger(absolute(left), most);
+    }
+    for (int i = 0; i < r; i++) {
+      const V left = select(there[i] > V(0), rv[i] - try_Cx[i] + compliance[i] * try_v[i], V(0));
+      try_b[i] = left, sum += left;
+      most = larger(absolute(left) / (V(1) + compliance[i]), most);
+    }
+    return select(finite(sum), most, V(NAN));
+  }
+
+  // The next iterate becomes the best one in the lanes of `better`; others than `which` are nobody's business.
+  void keep(Mask<V> better, Mask<V> which) {
+    V** best[] = {&x, &a, &Px, &Aty, &Gtz, &v, &b, &Cx};
+    V** next[] = {&try_x, &try_a, &try_Px, &try_Aty, &try_Gtz, &try_v, &try_b, &try_Cx};
+    const bool whole = all(better || !which);
+    if (!whole && !any(better)) return;
+    for (int t = 0; t < 8; t++) {
+      if (whole) {
+        V* other = *best[t];
+        *best[t] = *next[t], *next[t] = other;
+        continue;
+      }
+      V *to = *best[t], *from = *next[t];
+      const int count = t < 5 ? n : r;
+      for (int i = 0; i < count; i++) to[i] = select(better, from[i], to[i]);
+    }
+  }
+
+  void solve_factored(const Program<V>& Q, const V* ra, const V* rb, V* dx, V* dv) {
+    if (!bare) {
+      split.solve(Q, mask(), ra, rb, dx, dv);
+      return;
+    }
+    // without V: V't = L^-1 C_k'rt and V u = C_k L^-T u
+    const int k = split.k, ld = split.ld, ldf = split.ldf;
+    V *u = split.u, *t = split.t, *g = split.g, *border = split.R;
+    for (int j = 0; j < n; j++) u[j] = ra[j];
+    if (split.condensed) {
+      for (int i = 0; i < r; i++) g[i] = split.gamma[i] * rb[i];
+      product_transposed(Q.C, Q.ld, r, n, g, u);
+    }
+    if (bounded)
+      for (int j = 0; j < n; j++) u[j] *= free[j];
+    lower_solve(split.L, ld, split.inv, n, u);
+    lower_solve_transposed(split.L, ld, split.inv, n, u);
+    for (int j = 0; j < n; j++) dx[j] = u[j];
+    if (k > 0) {
+      split.gather(rb, t);
+      for (int s = 0; s < k; s++) t[s] = -split.root[s] * t[s];
+      product(border, ld, k, n, dx, t, true);
+      lower_solve(split.F, ldf, split.inv_f, k, t);
+      lower_solve_transposed(split.F, ldf, split.inv_f, k, t);
+      for (int j = 0; j < n; j++) u[j] = V(0);
+      product_transposed(border, ld, k, n, t, u);
+      lower_solve(split.L, ld, split.inv, n, u);
+      lower_solve_transposed(split.L, ld, split.inv, n, u);
+      for (int j = 0; j < n; j++) dx[j] -= u[j];
+    }
+    if (split.condensed) {
+      product(Q.C, Q.ld, r, n, dx, g);
+      for (int i = 0; i < r; i++) dv[i] = split.gamma[i] * (g[i] - rb[i]);
+    } else {
+      for (int i = 0; i < r; i++) dv[i] = V(0);
+    }
+    for (int s = 0; s < k; s++) {
+      const V rt = split.root[s] * t[s];
+      for (int l = 0; l < lanes<V>; l++) {
+        const int row = split.heavy[s * lanes<V> + l];
+        if (row >= 0) lane(dv[row], l) += lane(rt, l);
+      }
+    }
+  }
+};
+
+}  // namespace OPTLAYER_ISA
+}  // namespace optlayer
