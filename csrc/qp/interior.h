@@ -44,24 +44,24 @@ struct Interior {
   }
 
   // Run on the lanes of `which`, from the start or the warm start already in the point. `polish(ripe)` tries to finish
-  // the lanes of `ripe` from the present point and returns those that it finished.
+  // the lanes of `ripe` from the present point and returns those that it finished. A ripe lane waits for the attempt
+  // until no lane moves, and goes on from where it stood if the attempt fails: nothing depends on its neighbours.
   template <class Polish>
   void run(Mask<V> which, Mask<V> sound, Polish polish) {
     const Rules& rules = *newton.rules;
     const int n = newton.n, r = newton.r;
-    Mask<V> running = which && sound;
+    Mask<V> running = which, moved = which, even(true);
     solved = finished = infeasible = unbounded = Mask<V>(false);
     iterations = V(0);
-    V records[4], age(0), after(0), reference(1), proximal(PROXIMAL), ripe(RIPE), best(INFINITY), last_p(0), last_d(0);
+    V records[4], age(0), after(0), reference(0), proximal(PROXIMAL), ripe(RIPE), best(INFINITY), last_p(0), last_d(0);
     for (V& record : records) record = V(INFINITY);
-    for (int k = 0;; k++) {
-      newton.measure(running);
+    for (;;) {
+      newton.measure(moved);
       const V worst = larger(larger(newton.primal, newton.dual), newton.gap);
-      const Mask<V> met = newton.contract <= V(1), exact = worst <= V(rules.relative);
+      const Mask<V> met = newton.contract <= V(1), exact = worst <= V(rules.relative), waits = worst <= ripe;
 
-      Mask<V> ends = met && exact;
-      after = select(met || after > V(0), after + V(1), V(0));
-      keep_best(running && met, best);
+      after = select(moved && (met || after > V(0)), after + V(1), after);
+      keep_best(moved && met, best);
       const V open_mu = select(newton.gap > V(rules.relative), newton.mu, V(0)), least(0.1 * rules.relative);
       const V values[4] = {larger(newton.primal, least), larger(newton.dual, least), larger(newton.gap, least), open_mu};
       Mask<V> progress(false);
@@ -70,36 +70,42 @@ struct Interior {
         records[i] = select(better, values[i], records[i]);
         progress = progress || better;
       }
-      age = select(progress, V(0), age + V(1));
-      const Mask<V> stalled = age > V(STALL) || after > V(AFTER_CONTRACT);
-      const Mask<V> broken = !(newton.contract < V(INFINITY)) || !sound;
-      const Mask<V> takes_best = running && !ends && best <= V(1) && (stalled || broken || Mask<V>(k == rules.max_iter));
+      age = select(moved, select(progress, V(0), age + V(1)), age);
+
+      const Mask<V> ends = running && met && exact && !waits;
+      const Mask<V> stalled = age > V(STALL) || after > V(AFTER_CONTRACT) || iterations >= V(rules.max_iter);
+      const Mask<V> gives_up = running && !ends && ((stalled && !waits) || !(newton.contract < V(INFINITY)) || !sound);
+      const Mask<V> takes_best = gives_up && best <= V(1);
       if (any(takes_best)) restore_best(takes_best);
-      solved = solved || (running && ends) || takes_best;
-      running = running && !(ends || stalled || broken);
+      solved = solved || ends || takes_best;
+      running = running && !ends && !gives_up;
+      certify(moved && running && even && !waits, last_p, last_d);
+      running = running && !(infeasible || unbounded);
+      if (!any(running)) return;
 
-      if (k % 2 == 0) {
-        certify(running, k, last_p, last_d);
-        running = running && !(infeasible || unbounded);
-      }
-      const bool out_of_time = k == rules.max_iter;
-      const Mask<V> candidates = running && worst <= ripe;
-      if (any(running) && !out_of_time && !any(running && !candidates)) {
-        const Mask<V> accepted = polish(candidates || (solved && !finished));
+      moved = running && !waits;
+      if (!any(moved)) {
+        const Mask<V> accepted = polish(running);
         finished = finished || accepted;
+        ripe = select(running, worst * V(RIPER), ripe);
         running = running && !accepted;
-        ripe = select(candidates, worst * V(RIPER), ripe);
+        continue;
       }
-      if (!any(running) || out_of_time) break;
-
       const V distance = select(newton.alone, larger(newton.primal, newton.dual), newton.mu);
-      if (k == 0) reference = larger(distance, V(NONZERO));
-      proximal = smaller(proximal, V(PROXIMAL) * distance / reference);
-      for (int j = 0; j < n; j++) last_x[j] = newton.at.x[j], last_Px[j] = newton.Px[j];
-      for (int i = 0; i < r; i++) last_v[i] = newton.at.v[i], last_Cx[i] = newton.Ex[i];
-      last_p = newton.primal, last_d = newton.dual;
-      sound = newton.advance(larger(proximal, V(RHO_MIN)), larger(proximal, V(rules.delta)), running) || !running;
-      iterations += select(running, V(1), V(0));
+      reference = select(moved && iterations == V(0), larger(distance, V(NONZERO)), reference);
+      proximal = select(moved, smaller(proximal, V(PROXIMAL) * distance / reference), proximal);
+      for (int j = 0; j < n; j++) {
+        last_x[j] = select(moved, newton.at.x[j], last_x[j]);
+        if (!newton.ranged) last_Px[j] = select(moved, newton.Px[j], last_Px[j]);
+      }
+      for (int i = 0; i < r; i++) {
+        last_v[i] = select(moved, newton.at.v[i], last_v[i]);
+        last_Cx[i] = select(moved, newton.Ex[i], last_Cx[i]);
+      }
+      last_p = select(moved, newton.primal, last_p), last_d = select(moved, newton.dual, last_d);
+      sound = newton.advance(larger(proximal, V(RHO_MIN)), larger(proximal, V(rules.delta)), moved) || !moved;
+      iterations += select(moved, V(1), V(0));
+      even = (moved && !even) || (!moved && even);
     }
   }
 
@@ -123,33 +129,32 @@ struct Interior {
   }
 
   // Look for certificates in the iterate and in its last step (when iterates diverge the step is the ray itself), on
-  // the lanes whose primal (infeasible) or dual (unbounded) residual is stuck.
-  void certify(Mask<V> running, int k, V last_p, V last_d) {
+  // those candidates whose primal (infeasible) or dual (unbounded) residual is stuck.
+  void certify(Mask<V> candidates, V last_p, V last_d) {
     const Program<V>& Q = *newton.Q;
     const int n = newton.n, r = newton.r, p = newton.p;
-    Mask<V> late = running;
-    if (k < 2) late = late && newton.alone;
-    Mask<V> primal = late && newton.primal > V(1e-12), dual = late && newton.dual > V(1e-12);
-    if (k > 0) primal = primal && newton.primal > V(STUCK) * last_p, dual = dual && newton.dual > V(STUCK) * last_d;
-    if (newton.ranged) dual = Mask<V>(false);
-    else dual = dual && norm(newton.at.x, n) > V(DIVERGED);
+    const Mask<V> stepped = iterations > V(0), late = candidates && (stepped || newton.alone);
+    Mask<V> primal = late && newton.primal > V(1e-12) && (!stepped || newton.primal > V(STUCK) * last_p);
+    Mask<V> dual = late && newton.dual > V(1e-12) && (!stepped || newton.dual > V(STUCK) * last_d);
+    dual = newton.ranged ? Mask<V>(false) : dual && norm(newton.at.x, n) > V(DIVERGED);
     if (newton.T == 0) primal = Mask<V>(false);
     if (any(primal)) {
       for (int i = 0; i < r; i++) trial[i] = newton.at.v[i];
       infeasible = infeasible || certificates.farkas(Q, *newton.rules, trial, primal);
-      if (k > 0 && any(primal && !infeasible)) {
+      primal = primal && stepped && !infeasible;
+      if (any(primal)) {
         for (int i = 0; i < r; i++) {
           const V step = newton.at.v[i] - last_v[i];
           trial[i] = i < p ? step : Q.live[i] * positive(step);
         }
-        infeasible = infeasible || certificates.farkas(Q, *newton.rules, trial, primal && !infeasible);
+        infeasible = infeasible || certificates.farkas(Q, *newton.rules, trial, primal);
       }
     }
     if (!any(dual)) return;
-    if (!newton.any_fixed())
-      unbounded = unbounded || certificates.ray(Q, *newton.rules, newton.at.x, newton.Px, newton.Ex, dual && !infeasible);
-    dual = dual && !infeasible && !unbounded;
-    if (k == 0 || !any(dual)) return;
+    unbounded = unbounded || certificates.ray(Q, *newton.rules, newton.at.x, newton.Px, newton.Ex,
+                                              dual && !infeasible && !newton.fixed);
+    dual = dual && stepped && !infeasible && !unbounded;
+    if (!any(dual)) return;
     for (int j = 0; j < n; j++) step_x[j] = newton.at.x[j] - last_x[j], step_P[j] = newton.Px[j] - last_Px[j];
     for (int i = 0; i < r; i++) step_C[i] = newton.Ex[i] - last_Cx[i];
     unbounded = unbounded || certificates.ray(Q, *newton.rules, step_x, step_P, step_C, dual);

@@ -38,6 +38,7 @@ struct Newton {
   int n, r, p, T;  // T rows: C and, where there are any, the bounds
   V count;         // inequalities of each lane, at least 1
   Mask<V> alone;   // lanes without any: they take full Newton steps
+  Mask<V> fixed;   // lanes with fixed variables
 
   Point<V> at;
   RangeSpace<V> space;
@@ -73,6 +74,9 @@ struct Newton {
         count += Q->has_lo[j] + Q->has_hi[j];
       }
     alone = count == V(0);
+    V sum(0);
+    for (int j = 0; j < n; j++) sum += Q->fixed[j];
+    fixed = sum > V(0);
     count = larger(count, V(1));
   }
 
@@ -142,7 +146,7 @@ struct Newton {
       rd[j] = Q->q[j];
       at.x[j] = select(free[j] > V(0), V(0), Q->lo[j]);
     }
-    if (Q->boxes && any_fixed()) {  // their value is part of the right-hand sides
+    if (any(fixed)) {  // their value is part of the right-hand sides
       product_transposed(Q->P, Q->ld, n, n, at.x, rd);
       product(Q->C, Q->ld, r, n, at.x, Ex);
       for (int i = 0; i < r; i++) c[i] -= Ex[i];
@@ -191,12 +195,6 @@ struct Newton {
       at.s[i] = select(absent, V(1), at.s[i]), at.v[i] = select(absent, V(TINY), at.v[i]);
     }
     return ok;
-  }
-
-  bool any_fixed() const {
-    V sum(0);
-    for (int j = 0; j < n; j++) sum += Q->fixed[j];
-    return any(sum > V(0));
   }
 
   // Take a warm start, x in dx (n) and multipliers in dz (T) with slacks to be mended, on the lanes where it is no worse

@@ -33,7 +33,7 @@ struct Solver {
     const int n = call.n, m = call.m, p = call.p, r = m + p;
     Q.lay_out(arena, n, m, p);
     interior.lay_out(arena, n, r, p);
-    polisher.lay_out(arena, n, r);
+    polisher.lay_out(arena, n, r, &interior.newton.split);
     for (V** vector : {&out_x, &out_box, &out_share}) *vector = arena.take<V>(n);
     for (V** vector : {&out_v, &out_s}) *vector = arena.take<V>(r);
     const bool unbounded = call.lb.data == nullptr && call.ub.data == nullptr;
@@ -105,7 +105,7 @@ struct Solver {
       if (any(pending)) {
         const Mask<V> accepted = attempt(pending, form == 0, false);
         const Mask<V> left = pending && !accepted;
-        if (any(left)) polisher.central(Q, newton.at, rules, left);
+        if (any(left)) polisher.central(Q, newton.at, rules, left, form == 0 ? &newton.space : nullptr);
       }
       share_bounds(which);
       solved = solved || interior.solved || interior.finished;
