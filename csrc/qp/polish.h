@@ -144,16 +144,16 @@ struct Polisher {
   // are not those of (w, w_box) are made anew.
   void write(const Program<V>& Q, const SolveCall& call, const Elements<V>& elements, Mask<V> solved) {
     Mask<V> ok = solved;
-    if (call.keep_factor && call.factor != nullptr)
-      for (int form = 0; form < 2; form++) {
-        const Mask<V> mine = form == 0 ? solved && ranged : solved && !ranged;
-        if (!any(mine)) continue;
-        const Mask<V> whole = refactor(Q, mine, form == 0);
-        if (form == 0) ranged = ranged && (whole || !mine);  // too many heavy rows for it: the split takes them
-        ok = form == 0 ? ok : ok && (whole || !mine);
-        store_factor(call, elements, mine && whole);
-      }
+    for (int in_range = 1; call.keep_factor && in_range >= 0; in_range--) {
+      const Mask<V> mine = solved && (in_range ? ranged : !ranged);
+      if (!any(mine)) continue;
+      const Mask<V> whole = refactor(Q, mine, in_range) || !mine;
+      ranged = ranged && whole;  // a lane with too many heavy rows for it is left to the split
+      ok = ok && (whole || Mask<V>(in_range == 1));
+      store_factor(call, elements, mine && whole);
+    }
     store_state(Q, call, elements, ok);
+    clear_factor(call, elements, call.keep_factor ? !ok : Mask<V>(true));
   }
 
  private:
@@ -394,6 +394,16 @@ struct Polisher {
     }
   }
 
+  // Nothing is left uninitialised.
+  void clear_factor(const SolveCall& call, const Elements<V>& elements, Mask<V> which) {
+    const int64_t slots = system.slots, size = (int64_t)n * n + slots * slots;
+    for (int l = 0; l < elements.used; l++) {
+      if (!lane_of(which, l)) continue;
+      for (int64_t i = 0; i < slots; i++) call.index[elements.at[l] * slots + i] = 0;
+      for (int64_t i = 0; call.keep_factor && i < size; i++) call.factor[elements.at[l] * size + i] = 0;
+    }
+  }
+
   // A lower factor (k, k), filled up to (rows, rows) by the identity, column after column; of all lanes or of one.
   static void store_lower(const V* L, int ld, int k, int rows, double* to, const int64_t* offsets, int used) {
     int64_t at[lanes<V>];
@@ -418,7 +428,7 @@ struct Polisher {
     const Split<V>& split = system.split;
     const int slots = system.slots, k = split.k;
     const int64_t size = (int64_t)n * n + (int64_t)slots * slots;
-    int64_t offsets[lanes<V>];
+    int64_t offsets[lanes<V>] = {};
     bool whole = true;
     for (int l = 0; l < elements.used; l++) {
       offsets[l] = elements.at[l] * size;
