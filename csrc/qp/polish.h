@@ -100,7 +100,8 @@ struct Polisher {
   // active set is verified and whose point is no worse, or, early, is good enough.
   Mask<V> polish(const Program<V>& Q, const Point<V>& at, const Rules& rules, Mask<V> which,
                  const RangeSpace<V>* in_range_space, bool early) {
-    use(in_range_space);
+    if (in_range_space != nullptr) space = in_range_space;
+    form = in_range_space != nullptr;
     V before(1);
     if (!early) before = larger(judge_interior(Q, at, rules), V(NO_WORSE));
     guess(Q, at);
@@ -128,10 +129,9 @@ struct Polisher {
     return accepted;
   }
 
-  // The interior point itself, with the central weights z/s in all rows, for lanes that nothing better was found for.
-  void central(const Program<V>& Q, const Point<V>& at, const Rules& rules, Mask<V> which,
-               const RangeSpace<V>* in_range_space) {
-    use(in_range_space);
+  // The interior point itself, with the central weights z/s in all rows, for lanes that the last call of `polish`
+  // found nothing better for.
+  void central(const Program<V>& Q, const Point<V>& at, const Rules& rules, Mask<V> which) {
     interior_point(Q, at);
     take(which, judge(Q, rules));
     for (int i = 0; i < r; i++)
@@ -168,11 +168,6 @@ struct Polisher {
   Mask<V> exists;   // the system's factor
   bool factored;    // it is of the range space
   bool form;        // so is that of the present lanes
-
-  void use(const RangeSpace<V>* in_range_space) {
-    if (in_range_space != nullptr) space = in_range_space;
-    form = in_range_space != nullptr;
-  }
 
   static V central_box(const Program<V>& Q, const Point<V>& at, int j) {
     if (!Q.boxes) return V(0);
