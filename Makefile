@@ -1,5 +1,6 @@
 # make demo     the main job on real input, end to end
 # make test     linter, types and all tests
+# make native   the compiled engine, again after a change in csrc; the others do this by themselves
 # Both set up what they need by themselves, in .venv inside this folder; nothing else is touched.
 # Another Python: make PYTHON=python3.12 test
 
@@ -8,6 +9,7 @@ VENV := .venv
 PY := $(VENV)/bin/python
 PIP := $(PY) -m pip --disable-pip-version-check -qq
 READY := $(VENV)/ready
+NATIVE := $(VENV)/native
 PEERS := $(VENV)/peers
 
 # A small batch of small matrices is not worth a thread; pytest runs two processes instead.
@@ -16,18 +18,27 @@ export OMP_NUM_THREADS ?= 1
 export OPTLAYER_TEST_DATA ?= ../shared/data
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint format peers clean
+.PHONY: help setup demo test test-sanitize native lint format peers clean
 
 help:
-	@sed -n '1,4s/^# //p' Makefile
+	@sed -n '1,5s/^# //p' Makefile
 
-setup: $(READY)
+setup: $(NATIVE)
 
-demo: $(READY)
+native: $(NATIVE)
+
+demo: $(NATIVE)
 	@$(PY) -m optlayer demo
 
-test: lint
+test: lint $(NATIVE)
 	@$(PY) -m pytest -q -n 2 --dist worksteal
+
+# The compiled engine with the address and undefined-behaviour sanitizers, uninitialised memory poisoned.
+test-sanitize: $(READY)
+	@OPTLAYER_SANITIZE=1 OPTLAYER_REQUIRE_NATIVE=1 $(PY) setup.py -q build_ext --build-lib build/sanitized
+	@LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libstdc++.so)" \
+	    ASAN_OPTIONS=detect_leaks=0 OPTLAYER_LIBRARY=build/sanitized/optlayer/_native.abi3.so \
+	    $(PY) -m pytest -q tests/native
 
 lint: $(READY)
 	@$(PY) -m ruff check
@@ -51,6 +62,11 @@ $(READY): pyproject.toml setup.py setup.cfg constraints.txt | $(PY)
 	@$(PIP) install -c constraints.txt --no-build-isolation -e ".[tests,examples,io]"
 	@touch $@
 
+# The objects are kept in build/native: only what changed is compiled.
+$(NATIVE): setup.py $(shell find csrc -type f) | $(READY)
+	@OPTLAYER_REQUIRE_NATIVE=$$(command -v $(CXX) >/dev/null && echo 1) $(PY) setup.py -q build_ext --inplace
+	@touch $@
+
 # qpth declares numpy < 2 but runs with the numpy of the others: it is installed without its declared dependencies.
 peers: $(PEERS)
 
@@ -60,4 +76,4 @@ $(PEERS): $(READY)
 	@touch $@
 
 clean:
-	rm -rf $(VENV) build dist out *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build dist out *.egg-info optlayer/_native* .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -7,6 +7,7 @@ compiler, no torch, another system) the package is installed without it and runs
 
     OPTLAYER_REQUIRE_NATIVE=1   stop instead
     OPTLAYER_NATIVE=0           do not even try
+    OPTLAYER_SETS=avx2,...      only these instruction sets: quicker while the kernels are being written
     OPTLAYER_SANITIZE=1         with the address and undefined-behaviour sanitizers, slow
     CXX, CXXFLAGS, LDFLAGS      as everywhere
 """
@@ -93,6 +94,8 @@ class Build(build_ext):
         folder = ROOT / "build" / ("sanitized" if sanitize else "native")
         flags = [*FLAGS, *(SANITIZED if sanitize else FAST), *shlex.split(os.environ.get("CXXFLAGS", ""))]
         sets = INSTRUCTION_SETS.get(platform.machine(), {"baseline": []})
+        if os.environ.get("OPTLAYER_SETS"):
+            sets = {name: sets[name] for name in os.environ["OPTLAYER_SETS"].split(",")}
         own = [f"-DTORCH_TARGET_VERSION={TARGET}", "-isystem", str(torch / "include")]
         own += [f"-DOPTLAYER_HAS_{name.upper()}" for name in sets]
         parts = {f"engine_{name}.o": [f"-DOPTLAYER_ISA={name}", *options, ENGINE] for name, options in sets.items()}

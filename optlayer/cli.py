@@ -26,6 +26,7 @@ from .io import read, write
 from .qp import solve_qp
 from .settings import Settings
 from .solution import Solution
+from .solvers import native
 from .status import Status
 
 UNREADABLE = "UNREADABLE"
@@ -112,12 +113,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _info(_: argparse.Namespace) -> int:
     threads = torch.get_num_threads()
-    devices = [["cpu", f"{platform.machine()}, {threads} thread{'s' if threads > 1 else ''}"]]
+    build = native.build()
+    cpu = ["reference", "no compiled engine"] if build is None else [f"native, {build.runs}", "compiled for it"]
+    devices = [["cpu", f"{platform.machine()}, {threads} thread{'s' if threads > 1 else ''}", *cpu]]
     for i in range(torch.cuda.device_count()):
-        devices.append([f"cuda:{i}", torch.cuda.get_device_name(i)])
+        devices.append([f"cuda:{i}", torch.cuda.get_device_name(i), "reference", "plain torch runs anywhere"])
     print(f"optlayer {__version__}, torch {torch.__version__}, Python {platform.python_version()}\n")
-    reason = "plain torch; this version has no compiled engine"
-    print(table(["device", "what it is", "engine", "why"], [[*row, "reference", reason] for row in devices]))
+    print(table(["device", "what it is", "engine", "why"], devices))
+    print()
+    if build is None:
+        print(f"compiled engine: none, {native.why_not()}")
+    else:
+        print(f"compiled engine: {build.built}; by {build.compiler}, for torch {build.torch} and newer")
+        print(f"it solves {build.lanes} problems at once up to n + m + p = {native.LARGEST}, reference solves larger ones")
     print()
     rows = [[name, "yes" if find_spec(name) else "no", use] for name, use in OPTIONAL.items()]
     print(table(["optional package", "installed", "use"], rows))

@@ -24,7 +24,7 @@ from optlayer import Settings, SettingsError
         ({"max_iter": 0}, r"max_iter is 0, expected an integer >= 1"),
         ({"max_iter": 10.0}, r"max_iter is 10.0, expected an integer >= 1"),
         ({"max_iter": True}, r"max_iter is True, expected an integer >= 1"),
-        ({"backend": "gpu"}, r"backend is 'gpu', expected one of 'auto', 'reference'"),
+        ({"backend": "gpu"}, r"backend is 'gpu', expected one of 'auto', 'native', 'reference'"),
         ({"formulation": None}, r"formulation is None, expected one of 'auto', 'split', 'range'"),
         ({"on_failure": ["nan"]}, r"on_failure is \['nan'\], expected one of 'nan', 'raise', 'warn', 'ignore'"),
     ],

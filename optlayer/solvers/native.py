@@ -40,8 +40,10 @@ def _load() -> Build | str:
         return "OPTLAYER_NATIVE is 0"
     given = os.environ.get("OPTLAYER_LIBRARY")
     found = [Path(given)] if given else sorted(Path(__file__).parent.parent.glob("_native*.so"))
-    if not found:
-        return "it was not compiled when optlayer was installed, or none fits this system"
+    if not found or not found[0].is_file():
+        if given:
+            return f"OPTLAYER_LIBRARY is {given}, where there is no file"
+        return "it was not compiled when optlayer was installed"
     try:
         torch.ops.load_library(str(found[0]))
         text = torch.ops.optlayer_native.info()
@@ -53,19 +55,19 @@ def _load() -> Build | str:
 _loaded = _load()
 
 
+def available() -> bool:
+    """Whether there is a compiled engine."""
+    return isinstance(_loaded, Build)
+
+
 def build() -> Build | None:
-    """What was compiled, or None where there is no compiled engine: see `why_not`."""
+    """What was compiled, or None."""
     return _loaded if isinstance(_loaded, Build) else None
 
 
 def why_not() -> str:
     """Why there is no compiled engine; empty where there is one."""
     return _loaded if isinstance(_loaded, str) else ""
-
-
-def solves(device: torch.device) -> bool:
-    """Whether the compiled engine takes tensors on this device."""
-    return isinstance(_loaded, Build) and device.type == "cpu"
 
 
 def qp(*arguments: Any) -> tuple[list[Tensor], int]:
