@@ -32,7 +32,7 @@ TARGET = "0x020a000000000000"  # the oldest torch whose stable ABI suffices: 2.1
 X86 = {
     "avx512": ["-mavx512f", "-mavx512dq", "-mavx512vl", "-mavx2", "-mfma"],
     "avx2": ["-mavx2", "-mfma"],
-    "baseline": [],
+    "baseline": ["-msse4.2"],  # every x86-64 processor since 2009
 }
 INSTRUCTION_SETS = {"x86_64": X86, "AMD64": X86, "aarch64": {"neon": []}, "arm64": {"neon": []}}
 FLAGS = ["-std=c++17", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra"]

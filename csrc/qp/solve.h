@@ -105,18 +105,18 @@ struct Solver {
       if (any(pending)) {
         const Mask<V> accepted = attempt(pending, form == 0, false);
         const Mask<V> left = pending && !accepted;
-        if (any(left)) polisher.central(Q, newton.at, rules, left, form == 0 ? &newton.space : nullptr);
+        if (any(left)) polisher.central(Q, newton.at, rules, left);
       }
       share_bounds(which);
       solved = solved || interior.solved || interior.finished;
       infeasible = infeasible || interior.infeasible, unbounded = unbounded || interior.unbounded;
       iterations = select(which, interior.iterations, iterations);
     }
-    V status(UNSOLVED);
-    status = select(solved && polisher.merit <= V(1), V(SOLVED), status);
-    status = select(infeasible || crossed, V(PRIMAL_INFEASIBLE), status);
-    status = select(unbounded, V(DUAL_INFEASIBLE), status);
-    status = select(invalid, V(INVALID_DATA), status);
+    V status((double)UNSOLVED);
+    status = select(solved && polisher.merit <= V(1), V((double)SOLVED), status);
+    status = select(infeasible || crossed, V((double)PRIMAL_INFEASIBLE), status);
+    status = select(unbounded, V((double)DUAL_INFEASIBLE), status);
+    status = select(invalid, V((double)INVALID_DATA), status);
     write(elements, status, iterations);
   }
 
@@ -174,7 +174,7 @@ struct Solver {
 
   void write(const Elements<V>& elements, V status, V iterations) {
     const int n = Q.n, m = Q.m, p = Q.p, r = Q.r;
-    const Mask<V> solved = status == V(SOLVED);
+    const Mask<V> solved = status == V((double)SOLVED);
     const V nothing(call.nan_failures ? NAN : 0.0), cost = V(1) / Q.c;
     product(Q.C, Q.ld, r, n, polisher.x, out_s);
     for (int i = 0; i < r; i++) {

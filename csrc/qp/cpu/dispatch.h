@@ -34,7 +34,7 @@ inline const std::vector<Candidate>& candidates() {
       {engine_neon(), true},
 #endif
 #if defined(OPTLAYER_HAS_BASELINE)
-      {engine_baseline(), true},
+      {engine_baseline(), __builtin_cpu_supports("sse4.2") != 0},
 #endif
   };
   return all;

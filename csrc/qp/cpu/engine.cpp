@@ -23,11 +23,11 @@ namespace OPTLAYER_ISA {
 
 // float64 numbers in a register.
 #if defined(__AVX512F__)
-static constexpr int WIDTH = 8;
+static constexpr int LANES = 8;
 #elif defined(__AVX2__)
-static constexpr int WIDTH = 4;
+static constexpr int LANES = 4;
 #else
-static constexpr int WIDTH = 2;
+static constexpr int LANES = 2;
 #endif
 
 template <class V>
@@ -35,7 +35,7 @@ static constexpr Kernels kernels() {
   return {lanes<V>, solve_workspace<V>, solve<V>, kkt_workspace<V>, kkt<V>};
 }
 
-static constexpr Engine ENGINE = {OPTLAYER_TEXT(OPTLAYER_ISA), kernels<double>(), kernels<Pack<double, WIDTH>>(), pull};
+static constexpr Engine ENGINE = {OPTLAYER_TEXT(OPTLAYER_ISA), kernels<double>(), kernels<Pack<double, LANES>>(), pull};
 
 }  // namespace OPTLAYER_ISA
 
