@@ -1,0 +1,192 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The native engine against the reference engine: the same contract, the same answers, lane by lane."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+import optlayer
+from optlayer import Status
+from optlayer.problem import Problem
+from optlayer.solvers import native
+from optlayer.testing import assert_optimal, random_qp
+
+pytestmark = pytest.mark.skipif(not native.available(), reason="the native engine is not built")
+
+CASES = {
+    "dense": {"n": 10, "m": 10},
+    "wide": {"n": 12, "m": 30},
+    "equalities": {"n": 10, "m": 8, "p": 4},
+    "only equalities": {"n": 7, "p": 3},
+    "bounds": {"n": 9, "bounds": True},
+    "everything": {"n": 11, "m": 7, "p": 3, "bounds": True},
+    "psd": {"n": 10, "m": 12, "p": 2, "kind": "psd", "bounds": True},
+    "lp": {"n": 8, "m": 12, "p": 2, "kind": "lp", "bounds": True},
+    "redundant": {"n": 10, "m": 6, "p": 3, "kind": "redundant"},
+    "one variable": {"n": 1, "m": 2, "bounds": True},
+    "unconstrained": {"n": 5},
+}
+AGREE = 1e-7
+"""Of x between the engines, relative to its size: both meet 1e-9 in the residuals, and cond(K) is < 100."""
+
+
+def solve(problem: Problem, backend: str, **settings: object) -> optlayer.Solution:
+    P, q, *rest = problem.tensors
+    return optlayer.solve_qp(P, q, *rest, backend=backend, **settings)
+
+
+def close(a: Tensor, b: Tensor, tolerance: float = AGREE) -> None:
+    scale = max(1.0, float(b.nan_to_num().abs().max())) if b.numel() else 1.0
+    torch.testing.assert_close(a, b, atol=tolerance * scale, rtol=0, equal_nan=True)
+
+
+@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("batch", [(), (1,), (2,), (3,), (9,), (2, 5)])
+def test_both_engines_give_the_same_solution(name: str, batch: tuple[int, ...]) -> None:
+    problem = random_qp(**CASES[name], batch=batch, seed=3)
+    ours, theirs = solve(problem, "native"), solve(problem, "reference")
+    assert_optimal(ours)
+    assert torch.equal(ours.status, theirs.status)
+    assert torch.equal(ours.weakly_active, theirs.weakly_active)
+    close(ours.x, theirs.x)
+    close(ours.s, theirs.s)
+    if name != "redundant":  # there the multipliers are not unique
+        for a, b in ((ours.y, theirs.y), (ours.z, theirs.z), (ours.z_box, theirs.z_box)):
+            close(a, b)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_both_engines_give_the_same_derivative(name: str) -> None:
+    if name == "redundant":
+        pytest.skip("its multipliers are not unique, and neither are their derivatives")
+    problem = random_qp(**CASES[name], batch=(6,), seed=5)
+    gradients = []
+    for backend in ("native", "reference"):
+        tensors = [None if t is None else t.clone().requires_grad_() for t in problem.tensors]
+        found = optlayer.solve_qp(tensors[0], tensors[1], *tensors[2:], backend=backend)
+        outputs = (found.x, found.y, found.z, found.z_box, found.s)
+        loss = sum((t * torch.linspace(0.5, 1.5, t.numel()).reshape(t.shape)).sum() for t in outputs if t.numel())
+        gradients.append(torch.autograd.grad(loss, [t for t in tensors if t is not None]))
+    for a, b in zip(*gradients, strict=True):
+        close(a, b)
+
+
+@pytest.mark.parametrize("name", ["dense", "everything"])
+def test_no_neighbour_changes_a_bit(name: str) -> None:
+    problem = random_qp(**CASES[name], batch=(23,), seed=7)
+    whole = solve(problem, "native")
+    order = torch.randperm(23, generator=torch.Generator().manual_seed(0))
+    tensors = [None if t is None else t[order].contiguous() for t in problem.tensors]
+    assert tensors[1] is not None
+    tensors[1][3] = torch.nan  # a bad neighbour
+    shuffled = solve(Problem(*tensors), "native")
+    well = torch.arange(23) != 3
+    for a, b in ((whole.x, shuffled.x), (whole.z, shuffled.z), (whole.iterations, shuffled.iterations)):
+        assert torch.equal(a[order][well], b[well])
+    assert int(shuffled.status[3]) == Status.INVALID_DATA
+
+
+@pytest.mark.parametrize("kind", ["infeasible", "unbounded"])
+def test_problems_without_a_solution_are_certified(kind: str) -> None:
+    problem = random_qp(8, 6, 2, batch=(13,), kind=kind)
+    found = solve(problem, "native")
+    expected = Status.PRIMAL_INFEASIBLE if kind == "infeasible" else Status.DUAL_INFEASIBLE
+    assert (found.status == expected).all()
+    assert found.x.isnan().all()
+
+
+def test_a_mixed_batch_keeps_everyone_apart() -> None:
+    good = random_qp(6, 5, 2, batch=(4,), seed=1)
+    bad = random_qp(6, 5, 2, batch=(4,), seed=1, kind="infeasible")
+    tensors = [None if a is None else torch.cat([a, b]) for a, b in zip(good.tensors, bad.tensors, strict=True)]
+    assert tensors[1] is not None
+    tensors[1][1, 0] = torch.nan
+    found = solve(Problem(*tensors), "native")
+    expected = [Status.SOLVED] * 4 + [Status.PRIMAL_INFEASIBLE] * 4
+    expected[1] = Status.INVALID_DATA
+    assert found.status.tolist() == expected
+    alone = solve(good, "native")
+    assert torch.equal(found.x[[0, 2, 3]], alone.x[[0, 2, 3]])
+
+
+def test_a_shared_batch_is_solved_like_an_expanded_one() -> None:
+    shared = random_qp(9, 8, 2, batch=(21,), shared=("P", "G", "A"), seed=2)
+    lead = {"P": 2, "G": 2, "A": 2}
+    named = zip(("P", "q", "G", "h", "A", "b", "lb", "ub"), shared.tensors, strict=True)
+    copies = [t.expand(21, *t.shape).contiguous() if k in lead and t is not None else t for k, t in named]
+    ours, theirs = solve(shared, "native"), solve(Problem(*copies), "native")
+    assert (ours.status == Status.SOLVED).all()
+    close(ours.x, theirs.x)
+    close(ours.z, theirs.z)
+
+
+def test_gradients_of_shared_matrices_are_sums() -> None:
+    shared = random_qp(6, 5, 2, batch=(9,), shared=("P", "G", "A"), seed=2)
+    tensors = [None if t is None else t.clone().requires_grad_() for t in shared.tensors]
+    named = list(zip(("P", "q", "G", "h", "A", "b", "lb", "ub"), tensors, strict=True))
+    copies = [
+        t.detach().expand(9, *t.shape).clone().requires_grad_() if k in "PGA" and t is not None else t for k, t in named
+    ]
+    grads = []
+    for given in (tensors, copies):
+        x = optlayer.solve_qp(given[0], given[1], *given[2:], backend="native").x
+        grads.append(
+            torch.autograd.grad((x * x).sum(), [t for t, k in zip(given, "PqGhAb", strict=False) if k in "PGA"])
+        )
+    for a, b in zip(*grads, strict=True):
+        close(a, b.sum(0))
+
+
+def test_float32_is_as_accurate_as_its_digits() -> None:
+    problem = random_qp(10, 8, 3, batch=(11,), bounds=True, seed=4)
+    single = solve(problem.to(torch.float32), "native")
+    assert single.x.dtype == torch.float32
+    assert (single.status == Status.SOLVED).all()
+    close(single.x.double(), solve(problem, "native").x, 1e-5)  # of data rounded to 6e-8, and cond(K) < 100
+
+
+@pytest.mark.parametrize("n", [2, 5, 17, 33, 64, 90, 130])
+def test_all_sizes_agree(n: int) -> None:
+    for batch in ((), (5,)):
+        problem = random_qp(n, n, n // 4, batch=batch, seed=n)
+        close(solve(problem, "native").x, solve(problem, "reference").x)
+
+
+@pytest.mark.parametrize("batch", [(0,), (3, 0)])
+def test_an_empty_batch_is_solved(batch: tuple[int, ...]) -> None:
+    assert solve(random_qp(4, 3, batch=batch), "native").x.shape == (*batch, 4)
+
+
+def test_threads_change_no_bit() -> None:
+    problem = random_qp(10, 10, batch=(257,), seed=8)
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        one = solve(problem, "native")
+        torch.set_num_threads(2)
+        two = solve(problem, "native")
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(one.x, two.x)
+    assert torch.equal(one.z, two.z)
+
+
+def test_what_the_kernels_leave_undecided_the_reference_engine_decides() -> None:
+    problem = random_qp(6, 4, batch=(5,), seed=9)
+    tensors = list(problem.tensors)
+    assert tensors[0] is not None
+    tensors[0] = tensors[0].clone()
+    tensors[0][2] = -tensors[0][2]
+    found = solve(Problem(*tensors), "native")
+    assert found.status.tolist() == [Status.SOLVED, Status.SOLVED, Status.NON_CONVEX, Status.SOLVED, Status.SOLVED]
+
+
+def test_a_warm_start_saves_iterations_and_changes_nothing() -> None:
+    problem = random_qp(10, 10, 2, bounds=True, batch=(8,), seed=1)
+    P, q, *rest = problem.tensors
+    cold = optlayer.solve_qp(P, q, *rest, backend="native")
+    warm = optlayer.solve_qp(P, q, *rest, backend="native", warm_start=cold)
+    close(warm.x, cold.x)
+    assert (warm.status == Status.SOLVED).all()
