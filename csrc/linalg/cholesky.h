@@ -2,8 +2,10 @@
 // The Cholesky factorisation.
 #pragma once
 
+#include "gram.h"
 #include "plain.h"
-#include "tile.h"
+#include "strip.h"
+#include "triangular.h"
 
 namespace optlayer {
 namespace OPTLAYER_ISA {
@@ -52,12 +54,78 @@ static Mask<V> cholesky_packed(const V* K, int ldk, const V* add, V* L, int ldl,
   return ok;
 }
 
+// Columns [begin, end) of L for rows begin .. end, whose strip is T (end columns, those below begin finished).
+template <int VECTORS>
+OPTLAYER_INLINE bool diagonal_strip(Wide* T, const double* add, double* inv, int begin, int end) {
+  constexpr int ROWS = VECTORS * WIDTH;
+  bool ok = true;
+  for (int j = begin; j < end; j += TILE_COLUMNS)
+    with_size<TILE_COLUMNS>(end - j, [&](auto S) __attribute__((always_inline)) {
+      constexpr int COLUMNS = S.value;
+      Wide c[VECTORS][COLUMNS];
+      load_tile(c, T + j * VECTORS, 1, VECTORS);
+      add_products<-1>(c, T, 1, VECTORS, reinterpret_cast<const double*>(T) + (j - begin), 1, ROWS, j);
+      store_tile(c, T + j * VECTORS, 1, VECTORS);
+      double square[COLUMNS][COLUMNS], lower[COLUMNS * COLUMNS];
+      const double* corner = reinterpret_cast<const double*>(T + j * VECTORS) + (j - begin);
+      OPTLAYER_UNROLL for (int r = 0; r < COLUMNS; r++) {
+        OPTLAYER_UNROLL for (int s = 0; s <= r; s++) square[r][s] = corner[s * ROWS + r];
+        if (add != nullptr) square[r][r] += add[j + r];
+      }
+      factor_tile(square, inv + j, ok);
+      OPTLAYER_UNROLL for (int r = 0; r < COLUMNS; r++)
+        OPTLAYER_UNROLL for (int s = 0; s <= r; s++) lower[r * COLUMNS + s] = square[r][s];
+      solve_tile(c, lower, COLUMNS, inv + j);
+      store_tile(c, T + j * VECTORS, 1, VECTORS);
+      double* place = reinterpret_cast<double*>(T + j * VECTORS) + (j - begin);
+      OPTLAYER_UNROLL for (int r = 0; r < COLUMNS; r++) place[r * ROWS + r] = square[r][r];
+    });
+  return ok;
+}
+
+// Strip after strip, n <= STRIP_COLUMNS.
+OPTLAYER_FUNCTION bool cholesky_strips(const double* K, int ldk, const double* add, double* L, int ldl, double* inv, int n) {
+  Wide T[STRIP_COLUMNS * STRIP];
+  bool ok = true;
+  for (int begin = 0; begin < n; begin += STRIP_ROWS) {
+    const int rows = n - begin < STRIP_ROWS ? n - begin : STRIP_ROWS, end = begin + rows;
+    with_size<STRIP>(vectors(rows), [&](auto V) __attribute__((always_inline)) {
+      load_strip<V.value>(T, K + begin * ldk, ldk, rows, end);
+      solve_strip<V.value>(L, ldl, inv, begin, T);
+      ok = diagonal_strip<V.value>(T, add, inv, begin, end) && ok;
+      store_strip<V.value>(T, L + begin * ldl, ldl, rows, end, begin + 1);
+    });
+  }
+  return ok;
+}
+
+// In halves where a strip would leave the cache.
+OPTLAYER_FUNCTION bool cholesky_halves(double* L, int ldl, double* inv, int n) {
+  if (n <= STRIP_COLUMNS) return cholesky_strips(L, ldl, nullptr, L, ldl, inv, n);
+  const int half = n / 2 / STRIP_ROWS * STRIP_ROWS, rest = n - half;
+  double *below = L + half * ldl, *corner = below + half;
+  const bool ok = cholesky_halves(L, ldl, inv, half);
+  solve_rows_strips(L, ldl, inv, half, below, ldl, rest);
+  add_row_products<-1>(below, ldl, rest, below, ldl, rest, half, corner, ldl, true);
+  return cholesky_halves(corner, ldl, inv + half, rest) && ok;
+}
+
+OPTLAYER_FUNCTION bool cholesky_single(const double* K, int ldk, const double* add, double* L, int ldl, double* inv, int n) {
+  if (n <= STRIP_COLUMNS) return cholesky_strips(K, ldk, add, L, ldl, inv, n);
+  for (int i = 0; i < n; i++) {
+    if (L != K) memcpy(L + i * ldl, K + i * ldk, (size_t)(i + 1) * sizeof(double));
+    if (add != nullptr) L[i * ldl + i] += add[i];
+  }
+  return cholesky_halves(L, ldl, inv, n);
+}
+
 // L L' = K + diag(add) from the lower triangle of K (n, n); `add` may be null and L may be K. inv = 1 / diag(L).
 // Returns where all pivots are positive normal numbers; elsewhere L and inv are not to be used.
 template <class V>
 OPTLAYER_FUNCTION Mask<V> cholesky(const V* K, int ldk, const V* add, V* L, int ldl, V* inv, int n) {
 #if !defined(__CUDACC__)
   if constexpr (lanes<V> > 1) return cholesky_packed(K, ldk, add, L, ldl, inv, n);
+  if constexpr (is_double<V>) return cholesky_single(K, ldk, add, L, ldl, inv, n);
 #endif
   return plain::cholesky(K, ldk, add, L, ldl, inv, n);
 }

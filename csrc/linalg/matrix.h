@@ -15,10 +15,18 @@
 namespace optlayer {
 namespace OPTLAYER_ISA {
 
-// The leading dimension of a matrix of n columns. An odd one spreads the rows of a large matrix over the cache.
+// The leading dimension of a matrix of n columns, such that the rows of a large matrix spread over the cache: rows of
+// packs are an odd number of them apart, rows of numbers a whole number of vectors and no large power of two.
 template <class V>
 OPTLAYER_FUNCTION int leading(int n) {
-  return lanes<V> > 1 && n > 8 ? n | 1 : n;
+#if !defined(__CUDACC__)
+  if constexpr (lanes<V> > 1) return n > 8 ? n | 1 : n;
+  if constexpr (is_double<V>) {
+    const int padded = (n + WIDTH - 1) / WIDTH * WIDTH;
+    return padded > 0 && padded % 64 == 0 ? padded + WIDTH : padded;
+  }
+#endif
+  return n;
 }
 
 }  // namespace OPTLAYER_ISA

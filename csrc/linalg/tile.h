@@ -20,6 +20,11 @@ constexpr int TILE_ROWS = 3;
 constexpr int TILE_COLUMNS = 4;
 constexpr int BLOCK = 12;
 
+template <class V>
+constexpr bool is_double = false;
+template <>
+constexpr bool is_double<double> = true;
+
 // A size known to the compiler.
 template <int N>
 struct Size {

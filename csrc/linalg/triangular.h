@@ -2,8 +2,9 @@
 // Solves with a triangular factor.
 #pragma once
 
+#include "gram.h"
 #include "plain.h"
-#include "tile.h"
+#include "strip.h"
 
 namespace optlayer {
 namespace OPTLAYER_ISA {
@@ -22,6 +23,38 @@ static void solve_rows_packed(const V* L, int ldl, const V* inv, int n, V* X, in
           store_tile(c, X + i * ldx + j, ldx, 1);
         });
       });
+  }
+}
+
+// T L^-T for the first n columns of a strip.
+template <int VECTORS>
+OPTLAYER_INLINE void solve_strip(const double* L, int ldl, const double* inv, int n, Wide* T) {
+  for (int j = 0; j < n; j += TILE_COLUMNS)
+    with_size<TILE_COLUMNS>(n - j, [&](auto S) __attribute__((always_inline)) {
+      Wide c[VECTORS][S.value];
+      load_tile(c, T + j * VECTORS, 1, VECTORS);
+      add_products<-1>(c, T, 1, VECTORS, L + j * ldl, ldl, 1, j);
+      solve_tile(c, L + j * ldl + j, ldl, inv + j);
+      store_tile(c, T + j * VECTORS, 1, VECTORS);
+    });
+}
+
+// In halves where a strip would leave the cache.
+OPTLAYER_FUNCTION void solve_rows_strips(const double* L, int ldl, const double* inv, int n, double* R, int ldr, int rows) {
+  if (n > STRIP_COLUMNS) {
+    const int half = n / 2 / STRIP_ROWS * STRIP_ROWS;
+    solve_rows_strips(L, ldl, inv, half, R, ldr, rows);
+    add_row_products<-1>(R, ldr, rows, L + half * ldl, ldl, n - half, half, R + half, ldr, false);
+    return solve_rows_strips(L + half * ldl + half, ldl, inv + half, n - half, R + half, ldr, rows);
+  }
+  Wide T[STRIP_COLUMNS * STRIP];
+  for (int i = 0; i < rows; i += STRIP_ROWS) {
+    const int left = rows - i < STRIP_ROWS ? rows - i : STRIP_ROWS;
+    with_size<STRIP>(vectors(left), [&](auto V) __attribute__((always_inline)) {
+      load_strip<V.value>(T, R + i * ldr, ldr, left, n);
+      solve_strip<V.value>(L, ldl, inv, n, T);
+      store_strip<V.value>(T, R + i * ldr, ldr, left, n, n);
+    });
   }
 }
 
@@ -73,6 +106,7 @@ template <class V>
 OPTLAYER_FUNCTION void solve_rows(const V* L, int ldl, const V* inv, int n, V* R, int ldr, int rows) {
 #if !defined(__CUDACC__)
   if constexpr (lanes<V> > 1) return solve_rows_packed(L, ldl, inv, n, R, ldr, rows);
+  if constexpr (is_double<V>) return solve_rows_strips(L, ldl, inv, n, R, ldr, rows);
 #endif
   return plain::solve_rows(L, ldl, inv, n, R, ldr, rows);
 }

@@ -72,7 +72,7 @@ void expect_close(const Array<V>& found, const Array<V>& plain, const char* what
 
 template <class V>
 void check_products(int rows, int n) {
-  const int ld = leading<V>(n), ldk = leading<V>(rows);
+  const int ld = leading<V>(n) + n % 2, ldk = leading<V>(rows) + rows % 3;
   Array<V> M((size_t)rows * ld), x(n), y(rows);
   M.fill(rows, n, ld), x.fill(1, n, n), y.fill(1, rows, rows);
 
@@ -139,7 +139,7 @@ void definite(Array<V>& K, int n, int ld) {
 
 template <class V>
 void check_factor(int n) {
-  const int ld = leading<V>(n);
+  const int ld = leading<V>(n) + n % 2;
   Array<V> K((size_t)n * ld), add(n);
   definite(K, n, ld), add.fill(1, n, n);
   for (int i = 0; i < n; i++) add[i] = absolute(add[i]);
@@ -222,10 +222,10 @@ void check() {
 }  // namespace
 
 int main() {
-#if !defined(WIDTH)
+#if !defined(LANES)
   check<double>();
 #else
-  check<Pack<double, WIDTH>>();
+  check<Pack<double, LANES>>();
 #endif
   printf("%d failures\n", failures);
   return failures != 0;
