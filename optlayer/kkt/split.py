@@ -35,14 +35,14 @@ LEVELS = (16, 64, 256, 1024)  # numbers of heavy rows that elements are grouped 
 class SplitFactor:
     """Factorised [H0 C'; C -1/w] of a batch, with H0 = P + diag(diagonal).
 
-    P (B, n, n), C (B, r, n), w (B, r), diagonal (B, n). The k heaviest rows are bordered. `ok` (B,) tells where the
-    factorisation exists. What has to be kept to solve again is C, w, `heavy` and `factors()`; V is a convenience that
-    restored factors do without.
+    P (B, n, n), C (B, r, n), w (B, r), diagonal (B, n); `cap` is one for all or (B, 1). The k heaviest rows are
+    bordered. `ok` (B,) tells where the factorisation exists. What has to be kept to solve again is C, w, `heavy` and
+    `factors()`; V is a convenience that restored factors do without.
     """
 
     V: Tensor | None
 
-    def __init__(self, P: Tensor, C: Tensor, w: Tensor, diagonal: Tensor, k: int, cap: float = CAP):
+    def __init__(self, P: Tensor, C: Tensor, w: Tensor, diagonal: Tensor, k: int, cap: float | Tensor = CAP):
         self._weigh(C, w, cap, heaviest(C, w, k, cap))
         H = torch.baddbmm(P, (C * self.gamma.unsqueeze(-1)).mT, C)
         H.diagonal(dim1=-2, dim2=-1).add_(diagonal)
@@ -54,8 +54,8 @@ class SplitFactor:
         self.F, ok_border = cholesky(M)
         self.ok = ok & ok_border
 
-    def _weigh(self, C: Tensor, w: Tensor, cap: float, heavy: Tensor) -> None:
-        light = w.clamp(max=cap)
+    def _weigh(self, C: Tensor, w: Tensor, cap: float | Tensor, heavy: Tensor) -> None:
+        light = torch.where(w > cap, cap, w)
         self.C, self.heavy = C, heavy
         self.r = (w - light).gather(1, heavy).sqrt()
         condensed = torch.where(w <= CONDENSED, w, light)
@@ -72,7 +72,7 @@ class SplitFactor:
         return torch.cat([self.L.mT.flatten(1), self.F.mT.flatten(1)], 1)
 
     @classmethod
-    def restore(cls, C: Tensor, w: Tensor, cap: float, heavy: Tensor, factors: Tensor) -> SplitFactor:
+    def restore(cls, C: Tensor, w: Tensor, cap: float | Tensor, heavy: Tensor, factors: Tensor) -> SplitFactor:
         """The factor that `factors` and `heavy` were taken from."""
         self = object.__new__(cls)
         self._weigh(C, w, cap, heavy)
@@ -100,7 +100,7 @@ class SplitFactor:
         return dx, gamma * (mm(C, dx) - c) + rt
 
 
-def heaviest(C: Tensor, w: Tensor, k: int, cap: float) -> Tensor:
+def heaviest(C: Tensor, w: Tensor, k: int, cap: float | Tensor) -> Tensor:
     """The k heaviest rows of each element (B, k), heaviest first, equals in their order.
 
     Where more than k are heavy they are chosen such that they span all of them. A heavy row that is left out is

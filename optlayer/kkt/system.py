@@ -36,12 +36,15 @@ ROUNDING = 2e-15  # of the right-hand side: what is left is rounding. 1e-14 cost
 
 
 class State(NamedTuple):
-    """The weights of K in the scaled units, and the units. w (B, p + m), w_box (B, n), ok (B, 1)."""
+    """The weights of K in the scaled units, and the units. w (B, p + m), w_box (B, n), ok (B, 1).
+
+    `cap` (B, 1) is that of the weight split, CAP or, in range-space form, 0; None is CAP everywhere."""
 
     scaling: Scaling
     w: Tensor
     w_box: Tensor
     ok: Tensor
+    cap: Tensor | None = None
 
     @staticmethod
     def size(n: int, rows: int) -> int:
@@ -49,15 +52,19 @@ class State(NamedTuple):
         return 2 * n + 2 * rows + 2
 
     def pack(self) -> Tensor:
-        """All vectors in one row for each element, (B, size)."""
+        """All vectors in one row for each element, (B, size). The last entry is 0 where there is no factorisation, 1
+        where its cap is CAP and 2 where it is 0."""
         D, E, c = self.scaling
-        return torch.cat([D, self.w_box, E, self.w, c, self.ok.to(D.dtype)], 1)
+        kind = self.ok.to(D.dtype)
+        if self.cap is not None:
+            kind = kind * (1.0 + (self.cap == 0))
+        return torch.cat([D, self.w_box, E, self.w, c, kind], 1)
 
     @classmethod
     def unpack(cls, packed: Tensor, n: int, rows: int) -> State:
         """The state that was packed."""
-        D, w_box, E, w, c, ok = packed.split([n, n, rows, rows, 1, 1], 1)
-        return cls(Scaling(D, E, c), w, w_box, ok > 0)
+        D, w_box, E, w, c, kind = packed.split([n, n, rows, rows, 1, 1], 1)
+        return cls(Scaling(D, E, c), w, w_box, kind > 0, torch.where(kind == 2, 0.0, CAP).to(D.dtype))
 
 
 class System:
@@ -71,13 +78,14 @@ class System:
         columns = (D * self.free).unsqueeze(-2)
         scaled = C * E.unsqueeze(-1) * columns
         w = (state.w.reciprocal() + DELTA).reciprocal()
+        cap = CAP if state.cap is None else state.cap
         if factors is None or heavy is None:
             H = P * c.unsqueeze(-1) * columns * columns.mT
             diagonal = torch.where(self.free, state.w_box + RHO, 1.0)
-            self.kernel = SplitFactor(H, scaled, w, diagonal, SplitFactor.sizes(C.shape[2], C.shape[1])[0], CAP)
+            self.kernel = SplitFactor(H, scaled, w, diagonal, SplitFactor.sizes(C.shape[2], C.shape[1])[0], cap)
             self.ok = self.kernel.ok & state.ok.squeeze(-1)
         else:
-            self.kernel = SplitFactor.restore(scaled, w, CAP, heavy, factors)
+            self.kernel = SplitFactor.restore(scaled, w, cap, heavy, factors)
             self.ok = state.ok.squeeze(-1)
 
     def solve(

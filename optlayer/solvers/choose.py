@@ -182,7 +182,7 @@ def _slack(q: Tensor, G: Tensor | None, h: Tensor | None, x: Tensor, batch: torc
 
 def _kkt_solve(*arguments: Any) -> tuple[Tensor, ...]:
     state, _, _, rx, ry, rz, _, backend = arguments[3:]
-    if native.ADJOINT and _native(backend, state.device, rx.shape[-1], ry.shape[-1] + rz.shape[-1]):
+    if _native(backend, state.device, rx.shape[-1], ry.shape[-1] + rz.shape[-1]):
         return native.kkt_solve(*arguments)
     return _reference_kkt_solve(*arguments)
 
@@ -225,13 +225,13 @@ def _reference_kkt_solve(
         return t.expand(*own, t.shape[-1]).reshape(B, t.shape[-1])
 
     r = [columns(t) for t in rhs]
-    values, kept = State.unpack(flat(state), n, p + m), factor.shape[-1] > 0
+    kept = factor.shape[-1] > 0
     out = []
     for i in _parts(B, (n + m + p) ** 2, rx.device):
-        part = State(type(values.scaling)(*(t[i] for t in values.scaling)), *(t[i] for t in values[1:]))
         M = matrix(P, n, i)
         M = (M + M.mT) / 2 if P is not None else M
         C = torch.cat([matrix(A, p, i), matrix(G, m, i)], 1)
+        part = State.unpack(flat(state)[i], n, p + m)
         system = System(M, C, part, *((flat(index)[i], flat(factor)[i]) if kept else ()))
         u = system.solve(r[0][i], torch.cat([r[1][i], r[2][i]], 1), r[3][i])
         if not system.ok.all():

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from optlayer.kkt.scaling import equilibrate
-from optlayer.kkt.system import State, System
+from optlayer.kkt.system import CAP, State, System
 
 f64 = torch.float64
 inf = torch.inf
@@ -25,7 +25,7 @@ def example(unit: float = 1.0) -> tuple[Tensor, Tensor, State]:
 
 def dense(P: Tensor, C: Tensor, state: State) -> tuple[Tensor, Tensor]:
     """K in the caller's units over (x, v, z_box) and the mask of the rows that are there."""
-    (D, E, c), w, w_box, _ = state
+    (D, E, c), w, w_box = state[:3]
     B, n, r = len(P), P.shape[-1], C.shape[-2]
     w, w_box = w * E.square() / c, w_box / (c * D.square())
     K = torch.zeros(B, 2 * n + r, 2 * n + r, dtype=f64)
@@ -75,6 +75,25 @@ def test_state_and_factors_can_be_packed_and_make_the_same_system() -> None:
     for a, b, c in zip(system.solve(*r), rebuilt.solve(*r), kept.solve(*r), strict=True):
         assert torch.equal(a, b)
         torch.testing.assert_close(a, c, rtol=1e-12, atol=1e-12)
+
+
+def test_one_element_in_range_space_form_makes_no_difference() -> None:
+    P, C, state = example()
+    mixed = state._replace(w_box=torch.zeros(2, 5, dtype=f64), cap=torch.tensor([[CAP], [0.0]], dtype=f64))
+    packed = mixed.pack()
+    assert packed[:, -1].tolist() == [1, 2]
+    again = State.unpack(packed, 5, 4)
+    r = torch.randn(2, 5, 1, dtype=f64), torch.randn(2, 4, 1, dtype=f64), torch.randn(2, 5, 1, dtype=f64)
+    system = System(P, C, again)
+    D, _, c = state.scaling
+    L = system.kernel.L @ system.kernel.L.mT / (c * D).unsqueeze(-1) / D.unsqueeze(-2)
+    torch.testing.assert_close(L[1], P[1], rtol=1e-9, atol=1e-9)  # H = P but for rho = 1e-12
+    assert not torch.allclose(L[0], P[0])
+    kept = System(P, C, again, system.kernel.heavy, system.kernel.factors())
+    split = System(P, C, mixed._replace(cap=None))
+    for a, b, whole in zip(system.solve(*r), kept.solve(*r), split.solve(*r), strict=True):
+        torch.testing.assert_close(a, whole, rtol=1e-11, atol=1e-11)
+        torch.testing.assert_close(b, whole, rtol=1e-11, atol=1e-11)
 
 
 def test_redundant_active_rows_leave_x_determined() -> None:
