@@ -3,7 +3,7 @@
 #pragma once
 
 #include "plain.h"
-#include "tile.h"
+#include "strip.h"
 
 namespace optlayer {
 namespace OPTLAYER_ISA {
@@ -41,11 +41,87 @@ static void product_transposed_packed(const V* M, int ld, int rows, int cols, co
     });
 }
 
+#if !defined(__CUDACC__)
+
+OPTLAYER_FUNCTION void product_single(const double* M, int ld, int rows, int cols, const double* x, double* y,
+                                      bool add) {
+  const int whole = cols / WIDTH * WIDTH;
+  for (int i = 0; i < rows; i += PRODUCT_ROWS)
+    with_size<PRODUCT_ROWS / WIDTH>(vectors(rows - i), [&](auto G) __attribute__((always_inline)) {
+      constexpr int ROWS = G.value * WIDTH;
+      const int left = rows - i;
+      const double* row[ROWS];  // the last one again where there is none
+      Wide sum[ROWS];
+      OPTLAYER_UNROLL for (int r = 0; r < ROWS; r++) row[r] = M + (i + (r < left ? r : left - 1)) * ld, sum[r] = Wide(0);
+      for (int k = 0; k < whole; k += WIDTH) {
+        const Wide xk = load(x + k);
+        OPTLAYER_UNROLL for (int r = 0; r < ROWS; r++) sum[r] += load(row[r] + k) * xk;
+      }
+      if (whole < cols) {
+        const Wide xk = load_some(x + whole, cols - whole);
+        OPTLAYER_UNROLL for (int r = 0; r < ROWS; r++) sum[r] += load_some(row[r] + whole, cols - whole) * xk;
+      }
+      OPTLAYER_UNROLL for (int group = 0; group < G.value; group++) {
+        const Wide total = lane_sums(sum + group * WIDTH);
+        const int place = i + group * WIDTH;
+        store_first(y + place, add ? load_first(y + place, rows - place) + total : total, rows - place);
+      }
+    });
+}
+
+// x -= or += the rows [0, R) of M (R, cols) times the factors.
+template <int SIGN, int R>
+OPTLAYER_INLINE void add_rows(const double* M, int ld, int cols, const double (&factor)[R], double* x) {
+  Wide wide[R];
+  OPTLAYER_UNROLL for (int r = 0; r < R; r++) wide[r] = Wide(SIGN * factor[r]);
+  int k = 0;
+  for (; k + WIDTH <= cols; k += WIDTH) {
+    Wide sum = load(x + k);
+    OPTLAYER_UNROLL for (int r = 0; r < R; r++) sum += load(M + r * ld + k) * wide[r];
+    store(x + k, sum);
+  }
+  if (k < cols) {
+    Wide sum = load_some(x + k, cols - k);
+    OPTLAYER_UNROLL for (int r = 0; r < R; r++) sum += load_some(M + r * ld + k, cols - k) * wide[r];
+    store_some(x + k, sum, cols - k);
+  }
+}
+
+OPTLAYER_FUNCTION void product_transposed_single(const double* M, int ld, int rows, int cols, const double* y,
+                                                 double* x) {
+  for (int i = 0; i < rows; i += PRODUCT_ROWS)
+    with_size<PRODUCT_ROWS>(rows - i, [&](auto R) __attribute__((always_inline)) {
+      double factor[R.value];
+      OPTLAYER_UNROLL for (int r = 0; r < R.value; r++) factor[r] = y[i + r];
+      add_rows<1>(M + i * ld, ld, cols, factor, x);
+    });
+}
+
+OPTLAYER_FUNCTION double dot_single(const double* a, const double* b, int n) {
+  Wide sum(0), other(0);
+  int i = 0;
+  for (; i + 2 * WIDTH <= n; i += 2 * WIDTH)
+    sum += load(a + i) * load(b + i), other += load(a + i + WIDTH) * load(b + i + WIDTH);
+  for (; i < n; i += WIDTH) sum += load_first(a + i, n - i) * load_first(b + i, n - i);
+  return lane_sum(sum + other);
+}
+
+OPTLAYER_FUNCTION double norm_single(const double* a, int n) {
+  Wide most(0);
+  for (int i = 0; i < n; i += WIDTH) most = larger(absolute(load_first(a + i, n - i)), most);
+  double result = 0;
+  OPTLAYER_UNROLL for (int l = 0; l < WIDTH; l++) result = larger((double)most.v[l], result);
+  return result;
+}
+
+#endif
+
 // y = M x (or y += M x with `add`), M (rows, cols).
 template <class V>
 OPTLAYER_FUNCTION void product(const V* M, int ld, int rows, int cols, const V* x, V* y, bool add = false) {
 #if !defined(__CUDACC__)
   if constexpr (lanes<V> > 1) return product_packed(M, ld, rows, cols, x, y, add);
+  if constexpr (is_double<V>) return product_single(M, ld, rows, cols, x, y, add);
 #endif
   return plain::product(M, ld, rows, cols, x, y, add);
 }
@@ -55,22 +131,29 @@ template <class V>
 OPTLAYER_FUNCTION void product_transposed(const V* M, int ld, int rows, int cols, const V* y, V* x) {
 #if !defined(__CUDACC__)
   if constexpr (lanes<V> > 1) return product_transposed_packed(M, ld, rows, cols, y, x);
+  if constexpr (is_double<V>) return product_transposed_single(M, ld, rows, cols, y, x);
 #endif
   return plain::product_transposed(M, ld, rows, cols, y, x);
 }
 
+// Two packs at a time: the sum of a lane must not wait for itself.
 template <class V>
 OPTLAYER_FUNCTION V dot(const V* a, const V* b, int n) {
+#if !defined(__CUDACC__)
+  if constexpr (is_double<V>) return dot_single(a, b, n);
+#endif
   V sum(0), other(0);
-  int i = 0;
-  for (; i + 2 <= n; i += 2) sum += a[i] * b[i], other += a[i + 1] * b[i + 1];
-  if (i < n) sum += a[i] * b[i];
+  for (int i = 0; i + 2 <= n; i += 2) sum += a[i] * b[i], other += a[i + 1] * b[i + 1];
+  if (n % 2 == 1) sum += a[n - 1] * b[n - 1];
   return sum + other;
 }
 
 // The largest magnitude, 0 for none; NaN does not show.
 template <class V>
 OPTLAYER_FUNCTION V norm(const V* a, int n) {
+#if !defined(__CUDACC__)
+  if constexpr (is_double<V>) return norm_single(a, n);
+#endif
   return plain::norm(a, n);
 }
 

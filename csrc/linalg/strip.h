@@ -80,7 +80,7 @@ OPTLAYER_INLINE void store_first(double* a, Wide w, int count) {
 }
 
 #if defined(__AVX512F__)
-OPTLAYER_INLINE void transpose(Wide (&w)[WIDTH]) {
+OPTLAYER_INLINE void transpose(Wide* w) {
   __m512d pairs[8], quads[8];
   OPTLAYER_UNROLL for (int i = 0; i < 8; i += 2) {
     pairs[i] = _mm512_maskz_unpacklo_pd((__mmask8)-1, w[i].v, w[i + 1].v);
@@ -98,7 +98,7 @@ OPTLAYER_INLINE void transpose(Wide (&w)[WIDTH]) {
   }
 }
 #elif defined(__AVX__)
-OPTLAYER_INLINE void transpose(Wide (&w)[WIDTH]) {
+OPTLAYER_INLINE void transpose(Wide* w) {
   const __m256d a = _mm256_unpacklo_pd(w[0].v, w[1].v), b = _mm256_unpackhi_pd(w[0].v, w[1].v);
   const __m256d c = _mm256_unpacklo_pd(w[2].v, w[3].v), d = _mm256_unpackhi_pd(w[2].v, w[3].v);
   w[0].v = (Wide::Raw)_mm256_permute2f128_pd(a, c, 0x20);
@@ -107,14 +107,14 @@ OPTLAYER_INLINE void transpose(Wide (&w)[WIDTH]) {
   w[3].v = (Wide::Raw)_mm256_permute2f128_pd(b, d, 0x31);
 }
 #else
-OPTLAYER_INLINE void transpose(Wide (&w)[WIDTH]) {
+OPTLAYER_INLINE void transpose(Wide* w) {
   const Wide::Raw a = {w[0].v[0], w[1].v[0]}, b = {w[0].v[1], w[1].v[1]};
   w[0].v = a, w[1].v = b;
 }
 #endif
 
 // Lane l of the result is the sum of the lanes of w[l].
-OPTLAYER_INLINE Wide lane_sums(Wide (&w)[WIDTH]) {
+OPTLAYER_INLINE Wide lane_sums(Wide* w) {
   transpose(w);
   OPTLAYER_UNROLL for (int step = WIDTH / 2; step > 0; step /= 2)
     OPTLAYER_UNROLL for (int i = 0; i < step; i++) w[i] += w[i + step];

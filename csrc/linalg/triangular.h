@@ -4,6 +4,7 @@
 
 #include "gram.h"
 #include "plain.h"
+#include "product.h"
 #include "strip.h"
 
 namespace optlayer {
@@ -25,6 +26,8 @@ static void solve_rows_packed(const V* L, int ldl, const V* inv, int n, V* X, in
       });
   }
 }
+
+#if !defined(__CUDACC__)
 
 // T L^-T for the first n columns of a strip.
 template <int VECTORS>
@@ -58,8 +61,26 @@ OPTLAYER_FUNCTION void solve_rows_strips(const double* L, int ldl, const double*
   }
 }
 
+#endif
+
 // So many rows of the factor are read side by side in a solve: as many sums keep the multipliers busy.
 constexpr int SOLVE_ROWS = 8;
+
+// x = L^-1 x, L (R, R). Between one x and the next is one multiply-add: rows are divided by their pivots beforehand.
+template <int R, class V>
+OPTLAYER_INLINE void lower_solve_tile(const V* L, int ldl, const V* inv, V (&x)[R]) {
+  OPTLAYER_UNROLL for (int r = 0; r < R; r++) x[r] *= inv[r];
+  OPTLAYER_UNROLL for (int s = 0; s < R; s++)
+    OPTLAYER_UNROLL for (int r = s + 1; r < R; r++) x[r] -= (L[r * ldl + s] * inv[r]) * x[s];
+}
+
+// x = L^-T x.
+template <int R, class V>
+OPTLAYER_INLINE void lower_solve_transposed_tile(const V* L, int ldl, const V* inv, V (&x)[R]) {
+  OPTLAYER_UNROLL for (int r = 0; r < R; r++) x[r] *= inv[r];
+  OPTLAYER_UNROLL for (int s = R - 1; s >= 0; s--)
+    OPTLAYER_UNROLL for (int r = 0; r < s; r++) x[r] -= (L[s * ldl + r] * inv[r]) * x[s];
+}
 
 template <class V>
 static void lower_solve_packed(const V* L, int ldl, const V* inv, int n, V* x) {
@@ -72,27 +93,20 @@ static void lower_solve_packed(const V* L, int ldl, const V* inv, int n, V* x) {
         const V xk = x[k];
         OPTLAYER_UNROLL for (int r = 0; r < R.value; r++) sum[r] -= row[r * ldl + k] * xk;
       }
-      OPTLAYER_UNROLL for (int s = 0; s < R.value; s++) {
-        sum[s] *= inv[i + s];
-        OPTLAYER_UNROLL for (int r = s + 1; r < R.value; r++) sum[r] -= row[r * ldl + i + s] * sum[s];
-        x[i + s] = sum[s];
-      }
+      lower_solve_tile(row + i, ldl, inv + i, sum);
+      OPTLAYER_UNROLL for (int r = 0; r < R.value; r++) x[i + r] = sum[r];
     });
 }
 
 template <class V>
 static void lower_solve_transposed_packed(const V* L, int ldl, const V* inv, int n, V* x) {
-  for (int end = n; end > 0; end -= SOLVE_ROWS)
-    with_size<SOLVE_ROWS>(end, [&](auto R) __attribute__((always_inline)) {
-      const int i = end - R.value;
+  for (int i = (n - 1) / SOLVE_ROWS * SOLVE_ROWS; i >= 0; i -= SOLVE_ROWS)
+    with_size<SOLVE_ROWS>(n - i, [&](auto R) __attribute__((always_inline)) {
       const V* row = L + i * ldl;
       V xi[R.value];
       OPTLAYER_UNROLL for (int r = 0; r < R.value; r++) xi[r] = x[i + r];
-      OPTLAYER_UNROLL for (int s = R.value - 1; s >= 0; s--) {
-        xi[s] *= inv[i + s];
-        OPTLAYER_UNROLL for (int r = 0; r < s; r++) xi[r] -= row[s * ldl + i + r] * xi[s];
-        x[i + s] = xi[s];
-      }
+      lower_solve_transposed_tile(row + i, ldl, inv + i, xi);
+      OPTLAYER_UNROLL for (int r = 0; r < R.value; r++) x[i + r] = xi[r];
       for (int k = 0; k < i; k++) {
         V sum = x[k];
         OPTLAYER_UNROLL for (int r = 0; r < R.value; r++) sum -= row[r * ldl + k] * xi[r];
@@ -100,6 +114,47 @@ static void lower_solve_transposed_packed(const V* L, int ldl, const V* inv, int
       }
     });
 }
+
+#if !defined(__CUDACC__)
+
+OPTLAYER_FUNCTION void lower_solve_single(const double* L, int ldl, const double* inv, int n, double* x) {
+  for (int i = 0; i < n; i += SOLVE_ROWS)
+    with_size<SOLVE_ROWS>(n - i, [&](auto R) __attribute__((always_inline)) {
+      constexpr int GROUPS = (R.value + WIDTH - 1) / WIDTH;
+      const double* row = L + i * ldl;
+      double xi[R.value];
+      OPTLAYER_UNROLL for (int r = 0; r < R.value; r++) xi[r] = x[i + r];
+      if (i > 0) {
+        Wide sum[GROUPS * WIDTH];
+        OPTLAYER_UNROLL for (int r = 0; r < GROUPS * WIDTH; r++) sum[r] = Wide(0);
+        for (int k = 0; k < i; k += WIDTH) {  // i is a multiple of WIDTH
+          const Wide xk = load(x + k);
+          OPTLAYER_UNROLL for (int r = 0; r < R.value; r++) sum[r] += load(row + r * ldl + k) * xk;
+        }
+        OPTLAYER_UNROLL for (int group = 0; group < GROUPS; group++) {
+          const Wide total = lane_sums(sum + group * WIDTH);
+          OPTLAYER_UNROLL for (int l = 0; l < WIDTH; l++)
+            if (group * WIDTH + l < R.value) xi[group * WIDTH + l] -= total.v[l];
+        }
+      }
+      lower_solve_tile(row + i, ldl, inv + i, xi);
+      OPTLAYER_UNROLL for (int r = 0; r < R.value; r++) x[i + r] = xi[r];
+    });
+}
+
+OPTLAYER_FUNCTION void lower_solve_transposed_single(const double* L, int ldl, const double* inv, int n, double* x) {
+  for (int i = (n - 1) / SOLVE_ROWS * SOLVE_ROWS; i >= 0; i -= SOLVE_ROWS)
+    with_size<SOLVE_ROWS>(n - i, [&](auto R) __attribute__((always_inline)) {
+      const double* row = L + i * ldl;
+      double xi[R.value];
+      OPTLAYER_UNROLL for (int r = 0; r < R.value; r++) xi[r] = x[i + r];
+      lower_solve_transposed_tile(row + i, ldl, inv + i, xi);
+      OPTLAYER_UNROLL for (int r = 0; r < R.value; r++) x[i + r] = xi[r];
+      add_rows<-1>(row, ldl, i, xi, x);
+    });
+}
+
+#endif
 
 // Rows r of R (rows, n) become L^-1 r.
 template <class V>
@@ -116,6 +171,7 @@ template <class V>
 OPTLAYER_FUNCTION void lower_solve(const V* L, int ldl, const V* inv, int n, V* x) {
 #if !defined(__CUDACC__)
   if constexpr (lanes<V> > 1) return lower_solve_packed(L, ldl, inv, n, x);
+  if constexpr (is_double<V>) return lower_solve_single(L, ldl, inv, n, x);
 #endif
   return plain::lower_solve(L, ldl, inv, n, x);
 }
@@ -125,6 +181,7 @@ template <class V>
 OPTLAYER_FUNCTION void lower_solve_transposed(const V* L, int ldl, const V* inv, int n, V* x) {
 #if !defined(__CUDACC__)
   if constexpr (lanes<V> > 1) return lower_solve_transposed_packed(L, ldl, inv, n, x);
+  if constexpr (is_double<V>) return lower_solve_transposed_single(L, ldl, inv, n, x);
 #endif
   return plain::lower_solve_transposed(L, ldl, inv, n, x);
 }
