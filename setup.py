@@ -64,7 +64,7 @@ def obstacle() -> str | None:
 def give_up(reason: str) -> None:
     if os.environ.get("OPTLAYER_REQUIRE_NATIVE") == "1":
         raise SystemExit(f"optlayer: the compiled engine was not built: {reason}")
-    print(f"optlayer: the compiled engine was not built: {reason}; the reference engine will run", file=sys.stderr)
+    sys.stderr.write(f"optlayer: the compiled engine was not built: {reason}; the reference engine will run\n")
 
 
 class Build(build_ext):
@@ -128,7 +128,7 @@ def make(output: Path, command: list[str], folder: Path) -> None:
         if all(os.path.exists(path) and os.path.getmtime(path) < age for path in inputs):
             return
     done = subprocess.run(command, stderr=subprocess.PIPE, text=True, cwd=ROOT)
-    print(done.stderr, end="", file=sys.stderr)
+    sys.stderr.write(done.stderr)
     if done.returncode != 0:
         raise OSError(f"{command[0]} failed on {Path(inputs[0]).name}")
     record.write_text(text)

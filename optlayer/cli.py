@@ -125,7 +125,7 @@ def _info(_: argparse.Namespace) -> int:
         print(f"compiled engine: none, {native.why_not()}")
     else:
         print(f"compiled engine: {build.built}; by {build.compiler}, for torch {build.torch} and newer")
-        print(f"it solves {build.lanes} problems at once up to n + m + p = {native.LARGEST}, reference solves larger ones")
+        print(f"{build.runs} solves {build.lanes} problems at once; reference, those of n + m + p > {native.LARGEST}")
     print()
     rows = [[name, "yes" if find_spec(name) else "no", use] for name, use in OPTIONAL.items()]
     print(table(["optional package", "installed", "use"], rows))

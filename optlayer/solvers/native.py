@@ -20,18 +20,17 @@ from torch import Tensor
 from .. import ops
 
 FORMULATIONS = ("auto", "split", "range")  # in the order of csrc/qp/call.h
-ADJOINT = False  # until csrc/qp/adjoint.h is there
 LARGEST = 1024  # n + m + p beyond which torch's own matrix products and factorisations are as fast
 
 
 class Build(NamedTuple):
-    """What was compiled: instruction sets, which of them runs and how many float64 problems at once, by what, for what."""
+    """What was compiled."""
 
-    built: str
-    runs: str
-    lanes: str
+    built: str  # instruction sets
+    runs: str  # the one of them that runs
+    lanes: str  # float64 problems that it solves at once
     compiler: str
-    torch: str
+    torch: str  # the oldest that will do
 
 
 def _load() -> Build | str:
@@ -70,7 +69,7 @@ def why_not() -> str:
     return _loaded if isinstance(_loaded, str) else ""
 
 
-def qp(*arguments: Any) -> tuple[list[Tensor], int]:
+def qp(*arguments: Any) -> tuple[tuple[Tensor, ...], int]:
     """``optlayer::qp`` for ``on_failure`` "nan" or "ignore".
 
     Args: those of the operator.
@@ -78,27 +77,28 @@ def qp(*arguments: Any) -> tuple[list[Tensor], int]:
     """
     *tensors, eps_abs, eps_rel, max_iter, _, formulation, on_failure, keep_factor = arguments
     form, nan = FORMULATIONS.index(formulation), on_failure == "nan"
-    *out, left = _qp(*tensors, eps_abs, eps_rel, max_iter, form, nan, keep_factor)
-    return out, left.item()
+    out = _qp(*tensors, eps_abs, eps_rel, max_iter, form, nan, keep_factor)
+    return out[:-1], out[-1].item()
 
 
 def kkt_solve(*arguments: Any) -> tuple[Tensor, ...]:
     """``optlayer::kkt_solve``, with all its arguments."""
-    return _kkt_solve(*arguments[:-1])
+    u: tuple[Tensor, ...] = _kkt_solve(*arguments[:-1])
+    return u
 
 
 # ---- fake kernels ----------------------------------------------------------------------------------------------------
 
 
 def _qp_fake(*arguments: Any) -> tuple[Tensor, ...]:
-    *tensors, eps_abs, eps_rel, max_iter, form, nan, keep_factor = arguments
-    options = "native", FORMULATIONS[form], "nan" if nan else "ignore"
-    out = ops.qp_fake(*tensors, eps_abs, eps_rel, max_iter, *options, keep_factor)
+    full = *arguments[:15], "native", "auto", "nan", arguments[17]
+    out = ops.qp_fake(*full)
     return *out, torch.empty((), dtype=torch.int64, device=out[0].device)
 
 
 def _kkt_solve_fake(*arguments: Any) -> tuple[Tensor, ...]:
-    return ops.kkt_solve_fake(*arguments, "native")
+    full = *arguments, "native"
+    return ops.kkt_solve_fake(*full)
 
 
 def _pull_fake(
@@ -106,12 +106,13 @@ def _pull_fake(
 ) -> tuple[Tensor, ...]:
     batch = ops.batch_shape((x, y, z, ux, uy, uz), (1,) * 6)
     n, p, m = x.shape[-1], y.shape[-1], z.shape[-1]
-    shapes = {1: lambda rows: (*batch, rows, n), 2: lambda rows: (rows, n), 0: lambda rows: (0,)}
-    return tuple(x.new_empty(shapes[want](rows)) for want, rows in ((P, n), (G, m), (A, p)))
+    shapes = [[(0,), (*batch, rows, n), (rows, n)][wanted] for wanted, rows in ((P, n), (G, m), (A, p))]
+    return tuple(x.new_empty(shape) for shape in shapes)
 
 
 if isinstance(_loaded, Build):
     _qp = torch.ops.optlayer_native.qp.default
     _kkt_solve = torch.ops.optlayer_native.kkt_solve.default
-    for _name, _fake in (("qp", _qp_fake), ("kkt_solve", _kkt_solve_fake), ("pull", _pull_fake)):
-        torch.library.register_fake(f"optlayer_native::{_name}", _fake)
+    torch.library.register_fake("optlayer_native::qp", _qp_fake)
+    torch.library.register_fake("optlayer_native::kkt_solve", _kkt_solve_fake)
+    torch.library.register_fake("optlayer_native::pull", _pull_fake)

@@ -4,16 +4,8 @@
 // of it for all processors.
 #include "engines.h"
 
-#if __has_include("../solve.h") && !defined(OPTLAYER_STUB)
-#include "../solve.h"
-#else
-#include "stub_solve.h"
-#endif
-#if __has_include("../adjoint.h")
 #include "../adjoint.h"
-#else
-#include "stub_adjoint.h"
-#endif
+#include "../solve.h"
 
 #define OPTLAYER_TEXT_(a) #a
 #define OPTLAYER_TEXT(a) OPTLAYER_TEXT_(a)

@@ -1,0 +1,137 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The compiled operators: schemas, fake kernels, and tensors of any layout."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from regular import Program, close, regular
+from torch import Tensor
+
+from optlayer import ops
+from optlayer.derivative.variation import pull
+from optlayer.solvers import native
+
+pytestmark = pytest.mark.skipif(not native.available(), reason="there is no compiled engine")
+COLD = (None, None, None, None)
+OPTIONS = (1e-9, 1e-9, 200, 0, True)
+
+
+def solved(program: Program, keep_factor: bool = True) -> list[Tensor]:
+    *out, unsolved = torch.ops.optlayer_native.qp(*program, *COLD, *OPTIONS, keep_factor)
+    assert unsolved == 0
+    return out
+
+
+def system(program: Program, *extra: int) -> tuple[Tensor, ...]:
+    """The arguments of kkt_solve with random right-hand sides."""
+    out = solved(program)
+    r = [torch.randn(*extra, *t.shape, dtype=t.dtype) for t in out[:4]]
+    return program.P, program.G, program.A, *out[13:16], *r
+
+
+def pairs(*batch: int) -> list[Tensor]:
+    """(x, y, z) and (ux, uy, uz)."""
+    return [torch.randn(*batch, size, dtype=torch.float64) for size in (5, 1, 3) * 2]
+
+
+@pytest.mark.parametrize("keep_factor", [True, False])
+def test_opcheck_of_qp(keep_factor: bool) -> None:
+    program, _ = regular(2)
+    torch.library.opcheck(torch.ops.optlayer_native.qp.default, (*program, *COLD, *OPTIONS, keep_factor))
+    without = program._replace(P=None, G=None, h=None)
+    torch.library.opcheck(torch.ops.optlayer_native.qp.default, (*without, *COLD, *OPTIONS, keep_factor))
+
+
+def test_opcheck_of_kkt_solve() -> None:
+    torch.library.opcheck(torch.ops.optlayer_native.kkt_solve.default, system(regular(2)[0], 3))
+
+
+@pytest.mark.parametrize("wanted", [(0, 1, 2), (1, 2, 0), (2, 0, 1)], ids=str)
+def test_opcheck_of_pull(wanted: tuple[int, int, int]) -> None:
+    torch.library.opcheck(torch.ops.optlayer_native.pull.default, (*pairs(2, 3), *wanted))
+
+
+@pytest.mark.parametrize("batch", [(), (0,), (1,), (7,), (2, 3)], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+def test_fake_outputs_are_like_real_ones(batch: tuple[int, ...], dtype: torch.dtype) -> None:
+    program = Program(*(t.to(dtype) for t in regular(*batch)[0]))
+    real = torch.ops.optlayer_native.qp(*program, *COLD, *OPTIONS, True)
+    meta = torch.ops.optlayer_native.qp(*(t.to("meta") for t in program), *COLD, *OPTIONS, True)
+    for a, b in zip(real, meta, strict=True):
+        assert (a.shape, a.dtype, a.stride()) == (b.shape, b.dtype, b.stride())
+
+
+def apart(t: Tensor, core: int) -> Tensor:
+    """The same values, every second one of a larger tensor."""
+    return torch.stack([t, torch.full_like(t, torch.nan)], -1)[..., 0] if core else t
+
+
+LAYOUTS = {
+    "every second value": lambda program: [apart(t, 1) for t in program],
+    "transposed": lambda program: [t if t.dim() < 3 else t.mT.contiguous().mT for t in program],
+    "batch dimensions exchanged": lambda program: [t.transpose(0, 1).contiguous().transpose(0, 1) for t in program],
+    "a slice of a larger batch": lambda program: [torch.cat([t, t + torch.nan])[: len(t)] for t in program],
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS.keys())
+def test_layouts_change_no_bit(layout) -> None:
+    program, _ = regular(4, 3)
+    close(solved(Program(*layout(program))), solved(program), atol=0, rtol=0)
+
+
+def test_broadcast_arguments_change_no_bit() -> None:
+    """Every pattern of full, single and absent batch dimensions, expanded or not."""
+    program, _ = regular(1)
+    program = Program(*(t[0] for t in program))
+    q, h = torch.randn(4, 1, 5, dtype=torch.float64), program.h + torch.rand(3, 3, dtype=torch.float64)
+    P, G, lb = program.P.expand(4, 3, 5, 5), program.G.expand(3, 3, 5), program.lb.expand(1, 1, 5)
+    mixed = program._replace(P=P, q=q, G=G, h=h, lb=lb)
+    whole = zip(mixed, ops.QP_CORES, strict=False)
+    full = Program(*(t.expand(4, 3, *t.shape[t.dim() - core :]).contiguous() for t, core in whole))
+    close(solved(mixed), solved(full), atol=0, rtol=0)
+
+
+def test_right_hand_sides_broadcast() -> None:
+    P, G, A, *state, rx, ry, rz, r_box = system(regular(2, 4)[0], 3)
+    rx, ry, rz, r_box = rx, ry[:, :, :1], rz[0], r_box[0, 0, 0]
+    full = [t.expand(3, 2, 4, t.shape[-1]).contiguous() for t in (rx, ry, rz, r_box)]
+    u = torch.ops.optlayer_native.kkt_solve(P, G, A, *state, rx, ry, rz, r_box)
+    close(u, torch.ops.optlayer_native.kkt_solve(P, G, A, *state, *full), atol=0, rtol=0)
+    strange = [t.permute(3, 1, 0, 2).contiguous().permute(2, 1, 3, 0) for t in full]
+    close(u, torch.ops.optlayer_native.kkt_solve(P, G, A, *state, *strange), atol=0, rtol=0)
+
+
+@pytest.mark.parametrize("batch", [(), (1,), (5,), (700,), (0,), (2, 3)], ids=str)
+def test_pull_is_that_of_the_derivative_rule(batch: tuple[int, ...]) -> None:
+    values = pairs(*batch)
+    w, u = (values[0], values[1], values[2]), (values[3], values[4], values[5])
+    rows = {"P": 5, "G": 3, "A": 1}
+    for wanted in ((1, 1, 1), (2, 2, 2), (0, 2, 1)):
+        shapes = [(*(batch if k == 1 else (1,) * len(batch)), r, 5) for k, r in zip(wanted, rows.values(), strict=True)]
+        expected = pull(w, u, [torch.Size(s) for s in shapes], [k > 0 for k in wanted])
+        found = torch.ops.optlayer_native.pull(*values, *wanted)
+        for k, a, b in zip(wanted, found, expected, strict=True):
+            if k:
+                torch.testing.assert_close(a.reshape(b.shape), b, atol=1e-12, rtol=1e-12)
+
+
+def test_what_does_not_fit_is_refused_and_not_read() -> None:
+    program, _ = regular(2)
+    wrong = [
+        program._replace(q=program.q[..., :-1]),
+        program._replace(h=program.h[..., :-1]),
+        program._replace(G=None),
+        program._replace(lb=program.lb.float()),
+        program._replace(ub=torch.cat([program.ub] * 2)[:3]),
+        program._replace(P=program.P[0, 0]),
+    ]
+    for case in wrong:
+        with pytest.raises(RuntimeError):
+            solved(case)
+    P, G, A, state, *rest = system(program)
+    with pytest.raises(RuntimeError, match="state has another shape"):
+        torch.ops.optlayer_native.kkt_solve(P, G, A, state[..., :-1], *rest)
+    with pytest.raises(RuntimeError, match="a matrix has more elements than the batch"):
+        torch.ops.optlayer_native.kkt_solve(P.expand(3, 2, 5, 5), G, A, state, *rest)
