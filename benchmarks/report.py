@@ -58,10 +58,18 @@ def table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
     return "\n".join([text[0], "|" + "|".join("-" * (w + 2) for w in widths) + "|", *text[1:]])
 
 
-def write(name: str, command: str, precision: str, packages: Sequence[str], parts: dict[str, Any]) -> None:
+def write(
+    name: str,
+    command: str,
+    precision: str,
+    packages: Sequence[str],
+    parts: dict[str, Any],
+    raw: dict[str, Any] | None = None,
+    folder: Path = RESULTS,
+) -> None:
     """Print the figure and write it to results/NAME.md and results/NAME.json.
 
-    ``parts`` maps each title to a text, or to (header, rows) of a table.
+    ``parts`` maps each title to a text, or to (header, rows) of a table; ``raw`` goes into the second file only.
     """
     facts = {
         "command": command,
@@ -77,7 +85,7 @@ def write(name: str, command: str, precision: str, packages: Sequence[str], part
     for title, part in parts.items():
         lines += ["", f"## {title}", "", part if isinstance(part, str) else table(*part)]
     text = "\n".join(lines) + "\n"
-    RESULTS.mkdir(exist_ok=True)
-    (RESULTS / f"{name}.md").write_text(text)
-    (RESULTS / f"{name}.json").write_text(json.dumps({**facts, **parts}, indent=1, default=str) + "\n")
+    folder.mkdir(exist_ok=True)
+    (folder / f"{name}.md").write_text(text)
+    (folder / f"{name}.json").write_text(json.dumps({**facts, **parts, **(raw or {})}, indent=1, default=str) + "\n")
     print(text)
