@@ -38,7 +38,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["implement", "kkt_solve", "map_batch", "qp"]
+__all__ = ["implement", "kernels", "kkt_solve", "map_batch", "qp"]
 
 library = torch.library.Library("optlayer", "DEF")
 
@@ -99,9 +99,11 @@ def _kernel(name: str) -> Callable[..., Any]:
     return kernel
 
 
-for _name in ("qp", "kkt_solve"):
+# What torch's dispatcher calls in the end.
+kernels = {name: _kernel(name) for name in ("qp", "kkt_solve")}
+for _name, _function in kernels.items():
     for _key in ("CPU", "CUDA"):
-        library.impl(_name, _kernel(_name), _key)
+        library.impl(_name, _function, _key)
 
 
 # ---- shapes ----------------------------------------------------------------------------------------------------------

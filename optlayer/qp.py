@@ -10,7 +10,7 @@ from torch import Tensor
 from . import derivative
 from . import solvers as solvers  # importing it registers the engines
 from .errors import ProblemError, SettingsError
-from .problem import FULL, Problem, validate, working_dtype
+from .problem import FULL, Problem, fill, validate, working_dtype
 from .settings import Settings
 from .solution import Factorisation, Point, Rule, Solution
 
@@ -90,7 +90,8 @@ def solve_qp(
     settings = settings.resolve(dtype)
     warm = None if warm_start is None else _warm(warm_start, problem, dtype)
     raw = derivative.solve(*problem.tensors, warm, _options(settings))
-    return Solution(
+    return fill(
+        Solution,
         x=raw.x,
         y=raw.y,
         z=raw.z,

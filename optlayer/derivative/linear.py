@@ -11,7 +11,7 @@ from torch.autograd import Function
 
 from .. import ops
 from ..status import Status
-from .tracing import Zeros, below_autograd, forward_mode, full_precision, primals, recording, refuse_tangents, save
+from .tracing import Zeros, apply, forward_mode, full_precision, primals, recording, refuse_tangents, run, save
 from .variation import add, pull, push, summed
 
 
@@ -28,8 +28,7 @@ class Linear(Function):
 
     @staticmethod
     def forward(*args: Any) -> Any:
-        with below_autograd(), full_precision(args[7].device.type):
-            return ops.kkt_solve(*args[:6], *args[7:])
+        return run("kkt_solve", (*args[:6], *args[7:11]), args[11])
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
@@ -91,7 +90,7 @@ def linear(
     """
     args = P, G, A, state, factor, index, status, rx, ry, rz, r_box, backend
     recorded = torch.compiler.is_compiling() or recording((P, G, A, rx, ry, rz, r_box))
-    u: tuple[Tensor, Tensor, Tensor, Tensor] = (Linear.apply if recorded else Linear.forward)(*args)
+    u: tuple[Tensor, Tensor, Tensor, Tensor] = apply(Linear, *args) if recorded else Linear.forward(*args)
     return u
 
 
@@ -100,7 +99,7 @@ torch.compiler.allow_in_graph(linear)  # Dynamo refuses to look into a Function 
 
 def _bare_kkt_solve(*args: Any) -> Any:
     refuse_tangents(args)
-    return Linear.apply(*args[:6], None, *args[6:])  # type: ignore[no-untyped-call]
+    return apply(Linear, *args[:6], None, *args[6:])
 
 
 # Exported and compiled graphs call the operator itself; there too it has its derivative.

@@ -14,13 +14,14 @@ from .. import ops
 from .linear import failed_elements, linear
 from .tracing import (
     Zeros,
+    apply,
     autocast_on,
-    below_autograd,
     forward_mode,
     full_precision,
     primals,
     recording,
     refuse_tangents,
+    run,
     save,
 )
 from .variation import add, matvec, pull, push, summed
@@ -84,8 +85,7 @@ class Solution(Function):
 
     @staticmethod
     def forward(*args: Any) -> Any:
-        with below_autograd(), full_precision(args[1].device.type):
-            return ops.qp(*args)
+        return run("qp", args[:12], *args[12:])
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
@@ -157,9 +157,7 @@ def _tracked_solve(*args: Any) -> tuple[Tensor, ...]:
     if autocast_on(args[1].device.type):  # half precision is solved in float32, as torch.linalg does
         half = torch.float16, torch.bfloat16
         tensors = tuple(t.float() if t is not None and t.dtype in half else t for t in tensors)
-    out: tuple[Tensor, ...] = Solution.apply(  # type: ignore[no-untyped-call]
-        *tensors, *args[12:], recording(tensors[:8])
-    )
+    out: tuple[Tensor, ...] = apply(Solution, *tensors, *args[12:], recording(tensors[:8]))
     return out
 
 
@@ -188,8 +186,7 @@ def solve(
     starts = (None, None, None, None) if warm is None else tuple(warm)
     if torch.compiler.is_compiling() or recording(tensors) or autocast_on(q.device.type):
         return Raw(*_tracked_solve(*tensors, *starts, *options))
-    with below_autograd():
-        return Raw(*ops.qp(*tensors, *starts, *options, False))
+    return Raw(*run("qp", (*tensors, *starts), *options, False))
 
 
 def adjoint(
@@ -236,7 +233,7 @@ def adjoint(
 
 def _bare_qp(*args: Any) -> Any:
     refuse_tangents(args)
-    return (Solution.apply if recording(args[:8]) else Solution.forward)(*args)
+    return apply(Solution, *args) if recording(args[:8]) else Solution.forward(*args)
 
 
 # Exported and compiled graphs call the operator itself, and compiled kernels drop tangents without a word.  There too a

@@ -12,7 +12,16 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
+from torch.autograd import Function, forward_ad
+from torch.nn import Parameter
+
+from .. import ops
+
+# The keys that torch adds to those of an operator's tensors, in ordinary and in inference mode.  Whatever else wants to
+# see calls, a transform, a mode or a tracer, adds one more.
+_ALONE = torch._C.DispatchKeySet(torch._C.DispatchKey.BackendSelect)
+_KEYS = (_ALONE | torch._C.DispatchKeySet(torch._C.DispatchKey.ADInplaceOrView), _ALONE)
+_PLAIN = (Tensor, Parameter)
 
 # Inside it a call of an operator skips the operator's Autograd kernel, which is the Function that makes the call.
 below_autograd = torch._C._AutoDispatchBelowAutograd
@@ -25,12 +34,61 @@ def transformed() -> bool:
 
 def recording(tensors: Sequence[Tensor | None]) -> bool:
     """Whether this call may be differentiated."""
-    return transformed() or (torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors))
+    if transformed():
+        return True
+    if torch.is_grad_enabled():
+        for t in tensors:
+            if t is not None and t.requires_grad:
+                return True
+    return False
+
+
+def unwatched(tensors: Sequence[Tensor | None]) -> bool:
+    """Whether only the engine would see an operator's call with these tensors: ordinary ones, on the CPU.
+
+    No transform, mode, tracer, tensor subclass or autocast waits for the call then.
+    """
+    for t in tensors:
+        if t is not None and (type(t) not in _PLAIN or not t.is_cpu):
+            return False
+    return (
+        torch._C._dispatch_tls_local_include_set() in _KEYS
+        and not torch._C._len_torch_function_stack()
+        and not torch._C._is_any_autocast_enabled()
+    )
+
+
+def run(operator: str, tensors: Sequence[Tensor | None], *options: Any) -> Any:
+    """An operator below autograd, in full precision.
+
+    Its kernel is called at once where nothing else would see the call: on a small problem the way through torch's
+    dispatcher takes as long as the solve.
+    """
+    if unwatched(tensors):
+        return ops.kernels[operator](*tensors, *options)
+    device = next(t.device.type for t in tensors if t is not None)
+    with below_autograd(), full_precision(device):
+        return getattr(ops, operator)(*tensors, *options)
+
+
+def apply(function: type[Function], *args: Any) -> Any:
+    """``function.apply(*args)``, but where torch.func is not at work without the inspection that only it needs.
+
+    torch looks up the signature of `forward` at every call for default arguments, of which there are none here; that
+    takes as long as a small problem.
+    """
+    if torch._C._are_functorch_transforms_active():
+        return function.apply(*args)
+    return super(Function, function).apply(*args)  # type: ignore[misc]
 
 
 def autocast_on(device: str) -> bool:
     """Whether autocast is at work on this type of device."""
-    return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+    return (
+        torch._C._is_any_autocast_enabled()
+        and torch.amp.is_autocast_available(device)
+        and torch.is_autocast_enabled(device)
+    )
 
 
 def full_precision(device: str) -> contextlib.AbstractContextManager[Any]:
