@@ -27,10 +27,10 @@ double seconds(F&& f) {
   for (;; repeats *= 2) {
     double start = now();
     for (int i = 0; i < repeats; i++) f();
-    if (now() - start > 2e-3) break;
+    if (now() - start > 5e-4) break;
   }
   double best = INFINITY;
-  for (int trial = 0; trial < 10; trial++) {
+  for (int trial = 0; trial < 40; trial++) {
     double start = now();
     for (int i = 0; i < repeats; i++) f();
     double time = (now() - start) / repeats;

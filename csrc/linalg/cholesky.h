@@ -12,7 +12,7 @@ namespace OPTLAYER_ISA {
 
 // A tile on the diagonal, rows and columns j .. j+S.
 template <int S, class V>
-OPTLAYER_INLINE void diagonal_tile(const V* K, int ldk, const V* add, V* L, int ldl, V* inv, int j, Mask<V>& ok) {
+OPTLAYER_INLINE void diagonal_tile(const V* K, ptrdiff_t ldk, const V* add, V* L, ptrdiff_t ldl, V* inv, int j, Mask<V>& ok) {
   V c[S][S];
   const V* row = L + j * ldl;
   OPTLAYER_UNROLL for (int r = 0; r < S; r++)
@@ -33,7 +33,7 @@ OPTLAYER_INLINE void diagonal_tile(const V* K, int ldk, const V* add, V* L, int 
 
 // A block of rows after the other: the rows of L above the block pass once by all of its tiles.
 template <class V>
-static Mask<V> cholesky_packed(const V* K, int ldk, const V* add, V* L, int ldl, V* inv, int n) {
+static Mask<V> cholesky_packed(const V* K, ptrdiff_t ldk, const V* add, V* L, ptrdiff_t ldl, V* inv, int n) {
   Mask<V> ok(true);
   for (int begin = 0; begin < n; begin += BLOCK) {
     const int end = begin + BLOCK < n ? begin + BLOCK : n;
@@ -84,7 +84,7 @@ OPTLAYER_INLINE bool diagonal_strip(Wide* T, const double* add, double* inv, int
 }
 
 // Strip after strip, n <= STRIP_COLUMNS.
-OPTLAYER_FUNCTION bool cholesky_strips(const double* K, int ldk, const double* add, double* L, int ldl, double* inv, int n) {
+OPTLAYER_FUNCTION bool cholesky_strips(const double* K, ptrdiff_t ldk, const double* add, double* L, ptrdiff_t ldl, double* inv, int n) {
   Wide T[STRIP_COLUMNS * STRIP];
   bool ok = true;
   for (int begin = 0; begin < n; begin += STRIP_ROWS) {
@@ -100,7 +100,7 @@ OPTLAYER_FUNCTION bool cholesky_strips(const double* K, int ldk, const double* a
 }
 
 // In halves where a strip would leave the cache.
-OPTLAYER_FUNCTION bool cholesky_halves(double* L, int ldl, double* inv, int n) {
+OPTLAYER_FUNCTION bool cholesky_halves(double* L, ptrdiff_t ldl, double* inv, int n) {
   if (n <= STRIP_COLUMNS) return cholesky_strips(L, ldl, nullptr, L, ldl, inv, n);
   const int half = n / 2 / STRIP_ROWS * STRIP_ROWS, rest = n - half;
   double *below = L + half * ldl, *corner = below + half;
@@ -110,7 +110,7 @@ OPTLAYER_FUNCTION bool cholesky_halves(double* L, int ldl, double* inv, int n) {
   return cholesky_halves(corner, ldl, inv + half, rest) && ok;
 }
 
-OPTLAYER_FUNCTION bool cholesky_single(const double* K, int ldk, const double* add, double* L, int ldl, double* inv, int n) {
+OPTLAYER_FUNCTION bool cholesky_single(const double* K, ptrdiff_t ldk, const double* add, double* L, ptrdiff_t ldl, double* inv, int n) {
   if (n <= STRIP_COLUMNS) return cholesky_strips(K, ldk, add, L, ldl, inv, n);
   for (int i = 0; i < n; i++) {
     if (L != K) memcpy(L + i * ldl, K + i * ldk, (size_t)(i + 1) * sizeof(double));

@@ -9,7 +9,7 @@ namespace optlayer {
 namespace OPTLAYER_ISA {
 
 template <class V>
-static void row_products_packed(const V* R, int ldr, int rows, int n, V* K, int ldk) {
+static void row_products_packed(const V* R, ptrdiff_t ldr, int rows, int n, V* K, ptrdiff_t ldk) {
   for (int begin = 0; begin < rows; begin += BLOCK) {
     const int end = begin + BLOCK < rows ? begin + BLOCK : rows;
     for (int j = 0; j < end; j += TILE_COLUMNS)
@@ -30,10 +30,10 @@ static void row_products_packed(const V* R, int ldr, int rows, int n, V* K, int 
 // Rows of C are taken in chunks: for BLOCK columns of H, a chunk of those columns times its weights is kept in the
 // nearest cache (18 KB), and the other columns pass by.
 template <class V>
-static void weighted_gram_packed(const V* P, int ldp, const V* C, int ldc, const V* g, int rows, int n, V* H, int ldh) {
+static void weighted_gram_packed(const V* P, ptrdiff_t ldp, const V* C, ptrdiff_t ldc, const V* g, int rows, int n, V* H, ptrdiff_t ldh) {
   constexpr int CHUNK = 18432 / (BLOCK * (int)sizeof(V));
   V weighted[CHUNK * BLOCK];
-  int offset[CHUNK];
+  ptrdiff_t offset[CHUNK];
   for (int k = 0; k < rows || P != nullptr;) {
     int depth = 0;
     for (; k < rows && depth < CHUNK; k++)
@@ -69,8 +69,8 @@ static void weighted_gram_packed(const V* P, int ldp, const V* C, int ldc, const
 // C += SIGN A B' (or C = A B' without `add`), A (rows, n), B (cols, n); with `lower` only the lower triangle. Strips of B
 // are columns of C, rows of A are broadcast.
 template <int SIGN>
-OPTLAYER_FUNCTION void add_row_products(const double* A, int lda, int rows, const double* B, int ldb, int cols, int n, double* C,
-                             int ldc, bool lower, bool add = true) {
+OPTLAYER_FUNCTION void add_row_products(const double* A, ptrdiff_t lda, int rows, const double* B, ptrdiff_t ldb, int cols, int n, double* C,
+                             ptrdiff_t ldc, bool lower, bool add = true) {
   Wide T[STRIP_COLUMNS * STRIP];
   for (int first = 0; first < n || !add; first += STRIP_COLUMNS) {
     const int depth = n - first < STRIP_COLUMNS ? n - first : STRIP_COLUMNS;
@@ -108,7 +108,7 @@ OPTLAYER_FUNCTION void add_row_products(const double* A, int lda, int rows, cons
 }
 
 // The upper triangle of K becomes that of K'.
-OPTLAYER_FUNCTION void mirror(double* K, int ldk, int n) {
+OPTLAYER_FUNCTION void mirror(double* K, ptrdiff_t ldk, int n) {
   for (int i = 0; i < n; i += WIDTH)
     for (int j = 0; j <= i; j += WIDTH) {
       Wide w[WIDTH];
@@ -123,11 +123,11 @@ OPTLAYER_FUNCTION void mirror(double* K, int ldk, int n) {
     }
 }
 
-OPTLAYER_FUNCTION void weighted_gram_single(const double* P, int ldp, const double* C, int ldc, const double* g, int rows, int n,
-                                 double* H, int ldh) {
+OPTLAYER_FUNCTION void weighted_gram_single(const double* P, ptrdiff_t ldp, const double* C, ptrdiff_t ldc, const double* g, int rows, int n,
+                                 double* H, ptrdiff_t ldh) {
   constexpr int CHUNK = STRIP_COLUMNS;
   Wide T[CHUNK * STRIP];
-  int offset[CHUNK];
+  ptrdiff_t offset[CHUNK];
   for (int k = 0; k < rows || P != nullptr;) {
     int depth = 0;
     for (; k < rows && depth < CHUNK; k++)
@@ -145,7 +145,7 @@ OPTLAYER_FUNCTION void weighted_gram_single(const double* P, int ldp, const doub
           with_size<TILE_COLUMNS>(n - i, [&](auto S) __attribute__((always_inline)) {
             Wide c[VECTORS][S.value];
             const double* from = P != nullptr ? P + i * ldp + j : H + i * ldh + j;
-            const int ld = P != nullptr ? ldp : ldh;
+            const ptrdiff_t ld = P != nullptr ? ldp : ldh;
             double* corner = H + i * ldh + j;
             const bool whole = width == VECTORS * WIDTH && i >= j + width - 1;
             OPTLAYER_UNROLL for (int s = 0; s < S.value; s++)

@@ -12,7 +12,7 @@ namespace OPTLAYER_ISA {
 constexpr int PRODUCT_ROWS = 8;
 
 template <class V>
-static void product_packed(const V* M, int ld, int rows, int cols, const V* x, V* y, bool add) {
+static void product_packed(const V* M, ptrdiff_t ld, int rows, int cols, const V* x, V* y, bool add) {
   for (int i = 0; i < rows; i += PRODUCT_ROWS)
     with_size<PRODUCT_ROWS>(rows - i, [&](auto R) __attribute__((always_inline)) {
       const V* row = M + i * ld;
@@ -27,7 +27,7 @@ static void product_packed(const V* M, int ld, int rows, int cols, const V* x, V
 }
 
 template <class V>
-static void product_transposed_packed(const V* M, int ld, int rows, int cols, const V* y, V* x) {
+static void product_transposed_packed(const V* M, ptrdiff_t ld, int rows, int cols, const V* y, V* x) {
   for (int i = 0; i < rows; i += PRODUCT_ROWS)
     with_size<PRODUCT_ROWS>(rows - i, [&](auto R) __attribute__((always_inline)) {
       const V* row = M + i * ld;
@@ -43,7 +43,7 @@ static void product_transposed_packed(const V* M, int ld, int rows, int cols, co
 
 #if !defined(__CUDACC__)
 
-OPTLAYER_FUNCTION void product_single(const double* M, int ld, int rows, int cols, const double* x, double* y,
+OPTLAYER_FUNCTION void product_single(const double* M, ptrdiff_t ld, int rows, int cols, const double* x, double* y,
                                       bool add) {
   const int whole = cols / WIDTH * WIDTH;
   for (int i = 0; i < rows; i += PRODUCT_ROWS)
@@ -71,7 +71,7 @@ OPTLAYER_FUNCTION void product_single(const double* M, int ld, int rows, int col
 
 // x -= or += the rows [0, R) of M (R, cols) times the factors.
 template <int SIGN, int R>
-OPTLAYER_INLINE void add_rows(const double* M, int ld, int cols, const double (&factor)[R], double* x) {
+OPTLAYER_INLINE void add_rows(const double* M, ptrdiff_t ld, int cols, const double (&factor)[R], double* x) {
   Wide wide[R];
   OPTLAYER_UNROLL for (int r = 0; r < R; r++) wide[r] = Wide(SIGN * factor[r]);
   int k = 0;
@@ -87,7 +87,7 @@ OPTLAYER_INLINE void add_rows(const double* M, int ld, int cols, const double (&
   }
 }
 
-OPTLAYER_FUNCTION void product_transposed_single(const double* M, int ld, int rows, int cols, const double* y,
+OPTLAYER_FUNCTION void product_transposed_single(const double* M, ptrdiff_t ld, int rows, int cols, const double* y,
                                                  double* x) {
   for (int i = 0; i < rows; i += PRODUCT_ROWS)
     with_size<PRODUCT_ROWS>(rows - i, [&](auto R) __attribute__((always_inline)) {

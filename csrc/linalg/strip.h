@@ -131,7 +131,7 @@ OPTLAYER_INLINE double lane_sum(Wide w) {
 // The strip T of `rows` rows of M: row r, column k is lane r % WIDTH of T[k * VECTORS + r / WIDTH]. Lanes without a row
 // repeat the last one.
 template <int VECTORS>
-OPTLAYER_INLINE void load_strip(Wide* T, const double* M, int ld, int rows, int cols) {
+OPTLAYER_INLINE void load_strip(Wide* T, const double* M, ptrdiff_t ld, int rows, int cols) {
   OPTLAYER_UNROLL for (int v = 0; v < VECTORS; v++) {
     const double* row[WIDTH];
     OPTLAYER_UNROLL for (int l = 0; l < WIDTH; l++) {
@@ -157,7 +157,7 @@ OPTLAYER_INLINE void load_strip(Wide* T, const double* M, int ld, int rows, int 
 
 // Back to M; of row r only the columns below limit + r where the strip reaches past the diagonal.
 template <int VECTORS>
-OPTLAYER_INLINE void store_strip(const Wide* T, double* M, int ld, int rows, int cols, int limit) {
+OPTLAYER_INLINE void store_strip(const Wide* T, double* M, ptrdiff_t ld, int rows, int cols, int limit) {
   OPTLAYER_UNROLL for (int v = 0; v < VECTORS; v++)
     for (int k = 0; k < cols; k += WIDTH) {
       Wide w[WIDTH];

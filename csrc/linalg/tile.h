@@ -62,7 +62,7 @@ OPTLAYER_INLINE void for_tiles(int begin, int end, F&& f) {
 
 // c += sign A B', A (R, depth) with strides ra from row to row and ka from column to column, B (S, depth).
 template <int SIGN, int R, int S, class X, class V>
-OPTLAYER_INLINE void add_products(X (&c)[R][S], const X* a, int ra, int ka, const V* b, int sb, int kb, int depth) {
+OPTLAYER_INLINE void add_products(X (&c)[R][S], const X* a, ptrdiff_t ra, ptrdiff_t ka, const V* b, ptrdiff_t sb, ptrdiff_t kb, int depth) {
   for (int k = 0; k < depth; k++) {
     X left[R];
     OPTLAYER_UNROLL for (int r = 0; r < R; r++) left[r] = a[r * ra + k * ka];
@@ -79,23 +79,23 @@ OPTLAYER_INLINE void add_products(X (&c)[R][S], const X* a, int ra, int ka, cons
 }
 
 template <int R, int S, class X>
-OPTLAYER_INLINE void load_tile(X (&c)[R][S], const X* a, int ra, int ka) {
+OPTLAYER_INLINE void load_tile(X (&c)[R][S], const X* a, ptrdiff_t ra, ptrdiff_t ka) {
   OPTLAYER_UNROLL for (int r = 0; r < R; r++)
-    OPTLAYER_UNROLL for (int s = 0; s < S; s++) c[r][s] = a[r * ra + s * ka];
+    OPTLAYER_UNROLL for (int s = 0; s < S; s++) c[r][s] = (a + r * ra)[s * ka];
 }
 
 template <int R, int S, class X>
-OPTLAYER_INLINE void store_tile(const X (&c)[R][S], X* a, int ra, int ka) {
+OPTLAYER_INLINE void store_tile(const X (&c)[R][S], X* a, ptrdiff_t ra, ptrdiff_t ka) {
   OPTLAYER_UNROLL for (int r = 0; r < R; r++)
-    OPTLAYER_UNROLL for (int s = 0; s < S; s++) a[r * ra + s * ka] = c[r][s];
+    OPTLAYER_UNROLL for (int s = 0; s < S; s++) (a + r * ra)[s * ka] = c[r][s];
 }
 
 // c = c L^-T, L (S, S) lower.
 template <int R, int S, class X, class V>
-OPTLAYER_INLINE void solve_tile(X (&c)[R][S], const V* L, int ldl, const V* inv) {
+OPTLAYER_INLINE void solve_tile(X (&c)[R][S], const V* L, ptrdiff_t ldl, const V* inv) {
   OPTLAYER_UNROLL for (int s = 0; s < S; s++) {
     OPTLAYER_UNROLL for (int t = 0; t < s; t++) {
-      const X factor(L[s * ldl + t]);
+      const X factor((L + s * ldl)[t]);
       OPTLAYER_UNROLL for (int r = 0; r < R; r++) c[r][s] -= c[r][t] * factor;
     }
     const X factor(inv[s]);

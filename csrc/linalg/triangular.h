@@ -11,7 +11,7 @@ namespace optlayer {
 namespace OPTLAYER_ISA {
 
 template <class V>
-static void solve_rows_packed(const V* L, int ldl, const V* inv, int n, V* X, int ldx, int rows) {
+static void solve_rows_packed(const V* L, ptrdiff_t ldl, const V* inv, int n, V* X, ptrdiff_t ldx, int rows) {
   for (int begin = 0; begin < rows; begin += BLOCK) {
     const int end = begin + BLOCK < rows ? begin + BLOCK : rows;
     for (int j = 0; j < n; j += TILE_COLUMNS)
@@ -31,7 +31,7 @@ static void solve_rows_packed(const V* L, int ldl, const V* inv, int n, V* X, in
 
 // T L^-T for the first n columns of a strip.
 template <int VECTORS>
-OPTLAYER_INLINE void solve_strip(const double* L, int ldl, const double* inv, int n, Wide* T) {
+OPTLAYER_INLINE void solve_strip(const double* L, ptrdiff_t ldl, const double* inv, int n, Wide* T) {
   for (int j = 0; j < n; j += TILE_COLUMNS)
     with_size<TILE_COLUMNS>(n - j, [&](auto S) __attribute__((always_inline)) {
       Wide c[VECTORS][S.value];
@@ -43,7 +43,7 @@ OPTLAYER_INLINE void solve_strip(const double* L, int ldl, const double* inv, in
 }
 
 // In halves where a strip would leave the cache.
-OPTLAYER_FUNCTION void solve_rows_strips(const double* L, int ldl, const double* inv, int n, double* R, int ldr, int rows) {
+OPTLAYER_FUNCTION void solve_rows_strips(const double* L, ptrdiff_t ldl, const double* inv, int n, double* R, ptrdiff_t ldr, int rows) {
   if (n > STRIP_COLUMNS) {
     const int half = n / 2 / STRIP_ROWS * STRIP_ROWS;
     solve_rows_strips(L, ldl, inv, half, R, ldr, rows);
@@ -68,22 +68,22 @@ constexpr int SOLVE_ROWS = 8;
 
 // x = L^-1 x, L (R, R). Between one x and the next is one multiply-add: rows are divided by their pivots beforehand.
 template <int R, class V>
-OPTLAYER_INLINE void lower_solve_tile(const V* L, int ldl, const V* inv, V (&x)[R]) {
+OPTLAYER_INLINE void lower_solve_tile(const V* L, ptrdiff_t ldl, const V* inv, V (&x)[R]) {
   OPTLAYER_UNROLL for (int r = 0; r < R; r++) x[r] *= inv[r];
   OPTLAYER_UNROLL for (int s = 0; s < R; s++)
-    OPTLAYER_UNROLL for (int r = s + 1; r < R; r++) x[r] -= (L[r * ldl + s] * inv[r]) * x[s];
+    OPTLAYER_UNROLL for (int r = s + 1; r < R; r++) x[r] -= ((L + r * ldl)[s] * inv[r]) * x[s];
 }
 
 // x = L^-T x.
 template <int R, class V>
-OPTLAYER_INLINE void lower_solve_transposed_tile(const V* L, int ldl, const V* inv, V (&x)[R]) {
+OPTLAYER_INLINE void lower_solve_transposed_tile(const V* L, ptrdiff_t ldl, const V* inv, V (&x)[R]) {
   OPTLAYER_UNROLL for (int r = 0; r < R; r++) x[r] *= inv[r];
   OPTLAYER_UNROLL for (int s = R - 1; s >= 0; s--)
-    OPTLAYER_UNROLL for (int r = 0; r < s; r++) x[r] -= (L[s * ldl + r] * inv[r]) * x[s];
+    OPTLAYER_UNROLL for (int r = 0; r < s; r++) x[r] -= ((L + s * ldl)[r] * inv[r]) * x[s];
 }
 
 template <class V>
-static void lower_solve_packed(const V* L, int ldl, const V* inv, int n, V* x) {
+static void lower_solve_packed(const V* L, ptrdiff_t ldl, const V* inv, int n, V* x) {
   for (int i = 0; i < n; i += SOLVE_ROWS)
     with_size<SOLVE_ROWS>(n - i, [&](auto R) __attribute__((always_inline)) {
       const V* row = L + i * ldl;
@@ -99,7 +99,7 @@ static void lower_solve_packed(const V* L, int ldl, const V* inv, int n, V* x) {
 }
 
 template <class V>
-static void lower_solve_transposed_packed(const V* L, int ldl, const V* inv, int n, V* x) {
+static void lower_solve_transposed_packed(const V* L, ptrdiff_t ldl, const V* inv, int n, V* x) {
   for (int i = (n - 1) / SOLVE_ROWS * SOLVE_ROWS; i >= 0; i -= SOLVE_ROWS)
     with_size<SOLVE_ROWS>(n - i, [&](auto R) __attribute__((always_inline)) {
       const V* row = L + i * ldl;
@@ -117,7 +117,7 @@ static void lower_solve_transposed_packed(const V* L, int ldl, const V* inv, int
 
 #if !defined(__CUDACC__)
 
-OPTLAYER_FUNCTION void lower_solve_single(const double* L, int ldl, const double* inv, int n, double* x) {
+OPTLAYER_FUNCTION void lower_solve_single(const double* L, ptrdiff_t ldl, const double* inv, int n, double* x) {
   for (int i = 0; i < n; i += SOLVE_ROWS)
     with_size<SOLVE_ROWS>(n - i, [&](auto R) __attribute__((always_inline)) {
       constexpr int GROUPS = (R.value + WIDTH - 1) / WIDTH;
@@ -142,7 +142,7 @@ OPTLAYER_FUNCTION void lower_solve_single(const double* L, int ldl, const double
     });
 }
 
-OPTLAYER_FUNCTION void lower_solve_transposed_single(const double* L, int ldl, const double* inv, int n, double* x) {
+OPTLAYER_FUNCTION void lower_solve_transposed_single(const double* L, ptrdiff_t ldl, const double* inv, int n, double* x) {
   for (int i = (n - 1) / SOLVE_ROWS * SOLVE_ROWS; i >= 0; i -= SOLVE_ROWS)
     with_size<SOLVE_ROWS>(n - i, [&](auto R) __attribute__((always_inline)) {
       const double* row = L + i * ldl;
