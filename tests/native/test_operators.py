@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 from regular import Program, close, regular
@@ -115,6 +117,21 @@ def test_pull_is_that_of_the_derivative_rule(batch: tuple[int, ...]) -> None:
         for k, a, b in zip(wanted, found, expected, strict=True):
             if k:
                 torch.testing.assert_close(a.reshape(b.shape), b, atol=1e-12, rtol=1e-12)
+
+
+def test_threads_change_no_bit() -> None:
+    program, _ = regular(500)
+    count = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        alone = solved(program)
+        torch.set_num_threads(3)
+        close(solved(program), alone, atol=0, rtol=0)
+    finally:
+        torch.set_num_threads(count)
+    with ThreadPoolExecutor(4) as pool:
+        for out in pool.map(lambda _: solved(program), range(8)):
+            close(out, alone, atol=0, rtol=0)
 
 
 def test_what_does_not_fit_is_refused_and_not_read() -> None:

@@ -85,22 +85,23 @@ inline double work_of_kkt(int64_t n, int64_t rows) {
 class Workspace {
  public:
   explicit Workspace(size_t size) {
+#if defined(OPTLAYER_POISON)  // exactly as large as told, and NaN
+    allocate(size);
+    owned_ = true;
+    memset(data_, 0xff, size);
+#else
     Cache& kept = cache();
     if (size <= kept.size) {
       data_ = kept.data;
       return;
     }
-    const size_t rounded = (size + 4095) / 4096 * 4096;
-    if (posix_memalign(&data_, 64, rounded) != 0) throw std::bad_alloc();
-    if (rounded <= LARGE) {
-      free(kept.data);
-      kept.data = data_;
-      kept.size = rounded;
-    } else {
-      owned_ = true;
-    }
-#if defined(OPTLAYER_POISON)
-    memset(data_, 0xff, size);
+    const size_t pages = (size + 4095) / 4096 * 4096;
+    allocate(pages);
+    owned_ = pages > LARGE;
+    if (owned_) return;
+    free(kept.data);
+    kept.data = data_;
+    kept.size = pages;
 #endif
   }
   ~Workspace() {
@@ -120,6 +121,10 @@ class Workspace {
   static Cache& cache() {
     static thread_local Cache kept;
     return kept;
+  }
+
+  void allocate(size_t size) {
+    if (posix_memalign(&data_, 64, size) != 0) throw std::bad_alloc();
   }
 
   void* data_ = nullptr;
