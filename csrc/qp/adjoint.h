@@ -170,10 +170,10 @@ struct Outer {
       for (int j0 = 0; j0 < cols; j0 += BLOCK) {
         const int width = cols - j0 < BLOCK ? cols - j0 : BLOCK;
         read(call.ux, e, j0, width, 1, right[0]);
-        read(call.wx, e, j0, width, 1, right[1]);
+        read_solution(call.wx, e, j0, width, 1, right[1]);
         for (int i0 = 0; i0 < rows; i0 += BLOCK) {
           const int height = rows - i0 < BLOCK ? rows - i0 : BLOCK;
-          read(v, e, i0, height, -scale, left[0]);
+          read_solution(v, e, i0, height, -scale, left[0]);
           read(uv, e, i0, height, -scale, left[1]);
           for (int i = 0; i < height; i++) {
             const int64_t at = (e * rows + i0 + i) * cols + j0;
@@ -195,14 +195,14 @@ struct Outer {
         const int width = cols - j0 < BLOCK ? cols - j0 : BLOCK;
         for (int e = 0; e < count; e++) {
           read(call.ux, e0 + e, j0, width, 1, right[2 * e]);
-          read(call.wx, e0 + e, j0, width, 1, right[2 * e + 1]);
+          read_solution(call.wx, e0 + e, j0, width, 1, right[2 * e + 1]);
           for (int t = 2 * e; t < 2 * e + 2; t++)
             for (int j = width; j < (width + WIDE - 1) / WIDE * WIDE; j++) right[t][j] = 0;
         }
         for (int i0 = 0; i0 < rows; i0 += BLOCK) {
           const int height = rows - i0 < BLOCK ? rows - i0 : BLOCK;
           for (int e = 0; e < count; e++) {
-            read(v, e0 + e, i0, height, -scale, left[2 * e]);
+            read_solution(v, e0 + e, i0, height, -scale, left[2 * e]);
             read(uv, e0 + e, i0, height, -scale, left[2 * e + 1]);
             for (int t = 2 * e; t < 2 * e + 2; t++)
               for (int i = height; i < (height + TILE - 1) / TILE * TILE; i++) left[t][i] = 0;
@@ -224,6 +224,12 @@ struct Outer {
       for (int i = 0; i < count; i++) to[i] = factor * static_cast<const float*>(from.data)[at + i];
     else
       for (int i = 0; i < count; i++) to[i] = factor * static_cast<const double*>(from.data)[at + i];
+  }
+
+  // Of x, y or z, where a failed element holds NaN: that counts as zero, so that the element takes no part if its u is 0.
+  void read_solution(const Input& from, int64_t e, int start, int count, double factor, double* to) const {
+    read(from, e, start, count, factor, to);
+    for (int i = 0; i < count; i++) to[i] = to[i] - to[i] == 0 ? to[i] : 0;
   }
 
   template <class T>

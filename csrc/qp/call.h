@@ -82,7 +82,8 @@ struct KktCall {
 //
 //     P_bar = -(u_x x' + x u_x')/2,   G_bar = -(z u_x' + u_z x'),   A_bar = -(y u_x' + u_y x')
 //
-// one for each element, or the sum over all of them where the batch shares the matrix.
+// one for each element, or the sum over all of them where the batch shares the matrix. An element whose x, y, z are NaN
+// and whose u is zero has the gradient zero.
 struct PullCall {
   int64_t B = 0;
   int n = 0, m = 0, p = 0;

@@ -11,6 +11,7 @@ from torch import Size, Tensor
 from torch.autograd import Function
 
 from .. import ops
+from ..solvers import choose
 from .linear import failed_elements, linear
 from .tracing import (
     Zeros,
@@ -23,8 +24,9 @@ from .tracing import (
     refuse_tangents,
     run,
     save,
+    unwatched,
 )
-from .variation import add, matvec, pull, push, summed
+from .variation import Triple, add, matvec, pull, push, summed
 
 PARAMETERS = ("P", "q", "G", "h", "A", "b", "lb", "ub")
 
@@ -80,6 +82,24 @@ def _adjoint_solve(
     return ux, uy, uz if gs is None else uz + gs, u_box
 
 
+def _pull(
+    w: Sequence[Tensor | None],
+    u: Triple,
+    status: Tensor,
+    shapes: Sequence[Size | None],
+    wanted: Sequence[bool],
+    backend: str,
+) -> list[Tensor | None]:
+    """`pull` at a solution, where failed elements take no part unless their u says so; by the engine if it can."""
+    given = (*w, *u)
+    if unwatched(given) and not recording(given):
+        gradients = choose.pull(w, u, shapes, wanted, backend)
+        if gradients is not None:
+            return gradients
+    failed = failed_elements(status)
+    return pull([None if t is None else torch.where(failed, 0, t) for t in w], u, shapes, wanted)
+
+
 class Solution(Function):
     """The operator ``optlayer::qp`` with its derivative."""
 
@@ -110,9 +130,8 @@ class Solution(Function):
             ux, uy, uz, u_box = _adjoint_solve([*system, ctx.backend], s, cotangents[:5], ctx.zeros)
             dP = dG = dA = None
             if wants[0] or wants[2] or wants[4]:
-                failed = failed_elements(system[6])
-                w = [None if t is None else torch.where(failed, 0, t) for t in (x, y, z)]
-                dP, dG, dA = pull(w, (ux, uy, uz), (P, G, A), (wants[0], wants[2], wants[4]))
+                w, u, shapes, matrices = (x, y, z), (ux, uy, uz), (P, G, A), (wants[0], wants[2], wants[4])
+                dP, dG, dA = _pull(w, u, system[6], shapes, matrices, ctx.backend)
             return (
                 *(dP, summed(-ux, q, True) if wants[1] else None, dG, summed(uz, h, wants[3])),
                 *(dA, summed(uy, b, wants[5])),

@@ -249,6 +249,41 @@ def _reference_kkt_solve(
     return shaped(ux), shaped(uy), shaped(uz), shaped(u_box)
 
 
+def pull(
+    w: Sequence[Tensor | None],
+    u: Sequence[Tensor],
+    shapes: Sequence[torch.Size | None],
+    wanted: Sequence[bool],
+    backend: str,
+) -> list[Tensor | None] | None:
+    """The gradients of P, G and A that the derivative rule's own `pull` forms, by the compiled engine.
+
+    Returns: None where the rule must form them itself: there is no engine for them, or a matrix is shared along some of
+        the batch's dimensions only.
+    """
+    (x, y, z), (ux, uy, uz) = w, u
+    *batch, n = ux.shape
+    p, m = uy.shape[-1], uz.shape[-1]
+    if not _native(backend, ux.device, n, p + m):
+        return None
+    kinds = []
+    for shape, want in zip(shapes, wanted, strict=True):
+        if shape is None or not want:
+            kinds.append(0)
+        elif list(shape[:-2]) == batch:
+            kinds.append(1)
+        elif shape[:-2].numel() == 1:
+            kinds.append(2)
+        else:
+            return None
+    y, z = uy if y is None else y, uz if z is None else z  # not read where it is absent
+    found = native.pull(x, y, z, ux, uy, uz, *kinds)
+    return [
+        None if shape is None or not want else t if t.shape == shape else t.reshape(shape)
+        for t, shape, want in zip(found, shapes, wanted, strict=True)
+    ]
+
+
 def _parts(B: int, entries: int, device: torch.device) -> list[slice]:
     """Slices of nearly equal length, at least one, of a batch of B matrices with so many entries."""
     count = max(1, -(-B * entries // CHUNK.get(device.type, CHUNK["cuda"])))

@@ -87,6 +87,12 @@ def kkt_solve(*arguments: Any) -> tuple[Tensor, ...]:
     return u
 
 
+def pull(*arguments: Any) -> tuple[Tensor, ...]:
+    """The gradients of P, G and A from x, y, z, u_x, u_y, u_z and what is wanted of each: 0 none, 1 each, 2 the sum."""
+    gradients: tuple[Tensor, ...] = _pull(*arguments)
+    return gradients
+
+
 # ---- fake kernels ----------------------------------------------------------------------------------------------------
 
 
@@ -113,6 +119,7 @@ def _pull_fake(
 if isinstance(_loaded, Build):
     _qp = torch.ops.optlayer_native.qp.default
     _kkt_solve = torch.ops.optlayer_native.kkt_solve.default
+    _pull = torch.ops.optlayer_native.pull.default
     torch.library.register_fake("optlayer_native::qp", _qp_fake)
     torch.library.register_fake("optlayer_native::kkt_solve", _kkt_solve_fake)
     torch.library.register_fake("optlayer_native::pull", _pull_fake)
