@@ -75,53 +75,65 @@ struct Square<8> {
 #undef OPTLAYER_LIST
 #undef OPTLAYER_SWAP
 
-// W consecutive values.
-template <int W>
-OPTLAYER_INLINE typename Square<W>::Raw consecutive(const void* data, bool single, int64_t i) {
-  typename Square<W>::Raw raw;
-  if (single) {
+// W consecutive values of type S.
+template <class S, int W>
+OPTLAYER_INLINE typename Square<W>::Raw consecutive(const S* data) {
+  if constexpr (sizeof(S) == sizeof(float)) {
     typename Square<W>::Half half;
-    memcpy(&half, static_cast<const float*>(data) + i, sizeof half);
-    raw = __builtin_convertvector(half, typename Square<W>::Raw);
+    memcpy(&half, data, sizeof half);
+    return __builtin_convertvector(half, typename Square<W>::Raw);
   } else {
-    memcpy(&raw, static_cast<const double*>(data) + i, sizeof raw);
+    typename Square<W>::Raw raw;
+    memcpy(&raw, data, sizeof raw);
+    return raw;
   }
-  return raw;
 }
-template <int W>
-OPTLAYER_INLINE void assign_consecutive(void* data, bool single, int64_t i, typename Square<W>::Raw raw) {
-  if (single) {
+template <class S, int W>
+OPTLAYER_INLINE void assign_consecutive(S* data, typename Square<W>::Raw raw) {
+  if constexpr (sizeof(S) == sizeof(float)) {
     const typename Square<W>::Half half = __builtin_convertvector(raw, typename Square<W>::Half);
-    memcpy(static_cast<float*>(data) + i, &half, sizeof half);
+    memcpy(data, &half, sizeof half);
   } else {
-    memcpy(static_cast<double*>(data) + i, &raw, sizeof raw);
+    memcpy(data, &raw, sizeof raw);
   }
 }
 
-template <int W>
-OPTLAYER_INLINE int64_t load_squares(const void* data, bool single, const int64_t* offsets, int64_t count,
-                                     Pack<double, W>* to, int64_t step) {
-  int64_t i = 0;
-  for (; i + W <= count; i += W) {
+// Whole squares; the last one overlaps the one before it. Returns how many values that were: all, or none if they are
+// fewer than W.
+template <class S, int W>
+OPTLAYER_INLINE int64_t load_squares(const S* data, const int64_t* offsets, int64_t count, Pack<double, W>* to,
+                                     int64_t step) {
+  if (count < W) return 0;
+  for (int64_t i = 0; i < count; i += W) {
+    if (i + W > count) i = count - W;
     typename Square<W>::Raw t[W];
-    OPTLAYER_UNROLL for (int l = 0; l < W; l++) t[l] = consecutive<W>(data, single, offsets[l] + i);
+    OPTLAYER_UNROLL for (int l = 0; l < W; l++) t[l] = consecutive<S, W>(data + offsets[l] + i);
     Square<W>::transpose(t);
     OPTLAYER_UNROLL for (int l = 0; l < W; l++) to[(i + l) * step].v = t[l];
   }
-  return i;
+  return count;
 }
-template <int W>
-OPTLAYER_INLINE int64_t store_squares(const Pack<double, W>* from, int64_t count, void* data, bool single,
-                                      const int64_t* offsets, int used, int64_t step) {
-  int64_t i = 0;
-  for (; i + W <= count; i += W) {
+template <class S, int W>
+OPTLAYER_INLINE int64_t store_squares(const Pack<double, W>* from, int64_t count, S* data, const int64_t* offsets,
+                                      int used, int64_t step) {
+  if (count < W) return 0;
+  for (int64_t i = 0; i < count; i += W) {
+    if (i + W > count) i = count - W;
     typename Square<W>::Raw t[W];
     OPTLAYER_UNROLL for (int l = 0; l < W; l++) t[l] = from[(i + l) * step].v;
     Square<W>::transpose(t);
     OPTLAYER_UNROLL for (int l = 0; l < W; l++)
-      if (l < used) assign_consecutive<W>(data, single, offsets[l] + i, t[l]);
+      if (l < used) assign_consecutive<S, W>(data + offsets[l] + i, t[l]);
   }
-  return i;
+  return count;
+}
+
+// One lane from each of W values: lane l of base[index[l]].
+template <int W>
+OPTLAYER_INLINE Pack<double, W> gathered(const Pack<double, W>* base, const int32_t* index) {
+  typename Pack<double, W>::Raw raw = {};
+  OPTLAYER_UNROLL for (int l = 0; l < W; l++) raw[l] = lane(base[index[l]], l);
+  return raw;
 }
 
 // Rounded to float32 and back.
@@ -132,21 +144,41 @@ OPTLAYER_INLINE Pack<double, W> rounded(Pack<double, W> a) {
 
 #endif
 
+OPTLAYER_INLINE double gathered(const double* base, const int32_t* index) { return base[*index]; }
 OPTLAYER_INLINE double rounded(double a) { return (double)(float)a; }
 
 // Of a scalar there is nothing to transpose.
-OPTLAYER_INLINE int64_t load_squares(const void*, bool, const int64_t*, int64_t, double*, int64_t) { return 0; }
-OPTLAYER_INLINE int64_t store_squares(const double*, int64_t, void*, bool, const int64_t*, int, int64_t) { return 0; }
+template <class S>
+OPTLAYER_INLINE int64_t load_squares(const S*, const int64_t*, int64_t, double*, int64_t) {
+  return 0;
+}
+template <class S>
+OPTLAYER_INLINE int64_t store_squares(const double*, int64_t, S*, const int64_t*, int, int64_t) {
+  return 0;
+}
+
+template <class S, class V>
+OPTLAYER_INLINE void load_as(const S* data, const int64_t* offsets, int64_t count, V* to, int64_t step) {
+  if (alike<V>(offsets)) {
+    for (int64_t i = 0; i < count; i++) to[i * step] = V((double)data[offsets[0] + i]);
+    return;
+  }
+  for (int64_t i = load_squares(data, offsets, count, to, step); i < count; i++)
+    for (int l = 0; l < lanes<V>; l++) lane(to[i * step], l) = data[offsets[l] + i];
+}
+template <class S, class V>
+OPTLAYER_INLINE void store_as(const V* from, int64_t count, S* data, const int64_t* offsets, int used, int64_t step) {
+  for (int64_t i = store_squares(from, count, data, offsets, used, step); i < count; i++)
+    for (int l = 0; l < used; l++) data[offsets[l] + i] = (S)lane(from[i * step], l);
+}
 
 // to[i] = value i of the element in each lane.
 template <class V>
 static void load(const void* data, bool single, const int64_t* offsets, int64_t count, V* to, int64_t step = 1) {
-  if (alike<V>(offsets)) {
-    for (int64_t i = 0; i < count; i++) to[i * step] = V(value(data, single, offsets[0] + i));
-    return;
-  }
-  for (int64_t i = load_squares(data, single, offsets, count, to, step); i < count; i++)
-    for (int l = 0; l < lanes<V>; l++) lane(to[i * step], l) = value(data, single, offsets[l] + i);
+  if (single)
+    load_as(static_cast<const float*>(data), offsets, count, to, step);
+  else
+    load_as(static_cast<const double*>(data), offsets, count, to, step);
 }
 
 // The same for a matrix, row after row; columns beyond `cols` become zero.
@@ -169,8 +201,10 @@ static void load_rows(const void* data, bool single, const int64_t* offsets, int
 template <class V>
 static void store(const V* from, int64_t count, void* data, bool single, const int64_t* offsets, int used,
                   int64_t step = 1) {
-  for (int64_t i = store_squares(from, count, data, single, offsets, used, step); i < count; i++)
-    for (int l = 0; l < used; l++) assign(data, single, offsets[l] + i, lane(from[i * step], l));
+  if (single)
+    store_as(from, count, static_cast<float*>(data), offsets, used, step);
+  else
+    store_as(from, count, static_cast<double*>(data), offsets, used, step);
 }
 
 }  // namespace OPTLAYER_ISA

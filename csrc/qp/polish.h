@@ -85,6 +85,7 @@ struct Polisher {
     for (V** t : {&x, &z_box, &w_box, &lower, &upper, &try_w_box, &right_x, &bound, &new_x, &new_box, &flip_lower, &flip_upper})
       *t = arena.take<V>(n);
     for (V** t : {&v, &w, &rows, &try_w, &new_v, &flip_rows}) *t = arena.take<V>(r);
+    column = arena.take<V>(r > n ? r : n);
   }
 
   // Before the first call for a pack.
@@ -162,6 +163,7 @@ struct Polisher {
   V *flip_rows, *flip_lower, *flip_upper;   // 1 where that was wrong
   V *try_w, *try_w_box, *right_x, *bound;   // weights, -q and values of the active bounds
   V *new_x, *new_v, *new_box;               // the point of an attempt
+  V* column;                                // scratch
   V z_size, s_size;
   Mask<V> settled;  // w and w_box are final so far
   Mask<V> fresh;    // and the system's factor is theirs
@@ -226,7 +228,7 @@ struct Polisher {
       strict = strict && (!live || select(row, z - tz, s - ts) > V(0));
       const Mask<V> doubtful = live && in_doubt(row, z, s, at.v[i], at.s[i]);
       count += select(doubtful, V(1), V(0));
-      try_w[i] = select(todo && doubtful, at.v[i] / at.s[i], try_w[i]);
+      if (any(todo && doubtful)) try_w[i] = select(todo && doubtful, at.v[i] / at.s[i], try_w[i]);
       new_v[i] = positive(z), sum += z;
       largest = larger(absolute(z), largest);
     }
@@ -244,7 +246,7 @@ struct Polisher {
       const Mask<V> doubtful = (has_lo && !high && in_doubt(low, -z, s_lo, at.z_lo[j], at.s_lo[j])) ||
                                (has_hi && !low && in_doubt(high, z, s_hi, at.z_hi[j], at.s_hi[j]));
       count += select(doubtful, V(1), V(0));
-      try_w_box[j] = select(todo && doubtful, central_box(Q, at, j), try_w_box[j]);
+      if (any(todo && doubtful)) try_w_box[j] = select(todo && doubtful, central_box(Q, at, j), try_w_box[j]);
       new_box[j] = select(low, smaller(z, V(0)), select(high, positive(z), z));
       largest = larger(select(low || high, absolute(z), V(0)), largest);
       sum += z;
@@ -406,16 +408,12 @@ struct Polisher {
   }
 
   // A lower factor (k, k), filled up to (rows, rows) by the identity, column after column; of all lanes or of one.
-  static void store_lower(const V* L, int ld, int k, int rows, double* to, const int64_t* offsets, int used) {
+  void store_lower(const V* L, int ld, int k, int rows, double* to, const int64_t* offsets, int used) {
     int64_t at[lanes<V>];
     for (int j = 0; j < rows; j++) {
-      for (int l = 0; l < used; l++) {
-        double* column = to + offsets[l] + (int64_t)j * rows;
-        for (int i = 0; i < j; i++) column[i] = 0;
-        for (int i = j < k ? k : j; i < rows; i++) column[i] = i == j ? 1 : 0;
-        at[l] = offsets[l] + (int64_t)j * rows + j;
-      }
-      if (j < k) store(L + (size_t)j * ld + j, k - j, to, false, at, used, ld);
+      for (int i = 0; i < rows; i++) column[i] = i < j || i >= k ? V(i == j) : L[(size_t)i * ld + j];
+      for (int l = 0; l < used; l++) at[l] = offsets[l] + (int64_t)j * rows;
+      store(column, rows, to, false, at, used);
     }
   }
   static void store_lower(const V* L, int ld, int k, int rows, double* to, int l) {
@@ -448,8 +446,7 @@ struct Polisher {
       }
       int64_t* index = call.index + elements.at[l] * slots;
       int kept = 0;
-      for (int s = 0; s < k; s++)
-        if (split.heavy[s * lanes<V> + l] >= 0) index[kept++] = split.heavy[s * lanes<V> + l];
+      while (kept < split.used[l]) index[kept] = split.heavy[kept * lanes<V> + l], kept++;
       for (int i = 0, next = 0, heavy = kept; i < r && kept < slots; i++) {
         if (next < heavy && index[next] == i)
           next++;

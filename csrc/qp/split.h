@@ -16,6 +16,7 @@
 // cap = 0 is the range-space form: H = P.
 #pragma once
 
+#include "lanes.h"
 #include "program.h"
 
 namespace optlayer {
@@ -35,8 +36,10 @@ struct Split {
   V *F, *inv_f;    // (capacity, capacity), (capacity)
   V* gamma;        // (r)
   V* root;         // (capacity), 0 in slots that a lane does not need
-  int32_t* heavy;  // (capacity, lanes): the row in a slot of a lane, -1 in slots that it does not need
-  V *u, *t, *g;    // scratch (n), (capacity), (r)
+  int32_t* heavy;  // (capacity + 1, lanes): the row in a slot of a lane, 0 in slots that it does not need
+  int32_t* slot;   // (r, lanes): the slot of a row of a lane, `capacity` where it has none
+  int32_t used[lanes<V>];  // the slots that each lane needs: the first ones
+  V *u, *t, *g;    // scratch (n), (capacity + 1), (r)
 
   void lay_out(Arena& arena, int n_, int r_, int capacity_) {
     n = n_, r = r_, capacity = capacity_, k = 0, condensed = false, ld = leading<V>(n_), ldf = leading<V>(capacity_);
@@ -44,70 +47,58 @@ struct Split {
     R = arena.take<V>((size_t)capacity * ld);
     F = arena.take<V>((size_t)capacity * ldf), inv_f = arena.take<V>(capacity);
     gamma = arena.take<V>(r), root = arena.take<V>(capacity);
-    heavy = arena.take<int32_t>((size_t)capacity * lanes<V>);
-    u = arena.take<V>(n), t = arena.take<V>(capacity), g = arena.take<V>(r);
+    heavy = arena.take<int32_t>((size_t)(capacity + 1) * lanes<V>), slot = arena.take<int32_t>((size_t)r * lanes<V>);
+    u = arena.take<V>(n), t = arena.take<V>(capacity + 1), g = arena.take<V>(r);
   }
 
   // Cut the weights w (r) and list the heavy rows of each lane in their order, at most `capacity` of them; the others
   // weigh `cap`. Returns where that was enough.
   Mask<V> weigh(const V* w, V cap) {
-    V most(0);
+    V most(0), enough(1);
     for (int i = 0; i < r; i++) {
       gamma[i] = smaller(w[i], cap);
       most = larger(gamma[i], most);
+      g[i] = square_root(w[i] - gamma[i]);
     }
     condensed = any(most > V(0));
-    k = 0;
-    V enough(1);
-    for (int l = 0; l < lanes<V>; l++) {
-      int slot = 0;
-      for (int i = 0; i < r; i++) {
-        const double weight = lane(w[i], l);
-        if (!(weight > lane(cap, l))) continue;
-        if (slot == capacity) {
-          lane(enough, l) = 0;
-          break;
-        }
-        if (slot == k) {
-          root[k] = V(0);
-          for (int other = 0; other < lanes<V>; other++) heavy[k * lanes<V> + other] = -1;
-          k++;
-        }
-        lane(root[slot], l) = ::sqrt(weight - lane(cap, l));
-        heavy[slot++ * lanes<V> + l] = i;
+    for (int l = 0; l < lanes<V>; l++) used[l] = 0;
+    for (int i = 0; i < r; i++)
+      for (int l = 0; l < lanes<V>; l++) {
+        const bool is_heavy = lane(g[i], l) > 0, fits = used[l] < capacity;
+        if (is_heavy && !fits) lane(enough, l) = 0;
+        heavy[used[l] * lanes<V> + l] = i;
+        slot[i * lanes<V> + l] = is_heavy ? used[l] : capacity;
+        used[l] += is_heavy && fits;
       }
+    fill_slots();
+    for (int s = 0; s < k; s++) {
+      root[s] = gathered(g, heavy + s * lanes<V>);
+      for (int l = 0; l < lanes<V>; l++)
+        if (s >= used[l]) lane(root[s], l) = 0;
     }
     return enough > V(0);
   }
 
-  // The entries of a vector over the rows (r) in the slots, 0 where a lane has none.
-  void gather(const V* c, V* slots) const {
-    for (int s = 0; s < k; s++) {
-      slots[s] = V(0);
-      for (int l = 0; l < lanes<V>; l++) {
-        const int row = heavy[s * lanes<V> + l];
-        if (row >= 0) lane(slots[s], l) = lane(c[row], l);
-      }
-    }
+  // k, and row 0 in the slots that a lane does not need.
+  void fill_slots() {
+    k = 0;
+    for (int l = 0; l < lanes<V>; l++) k = used[l] > k ? used[l] : k;
+    for (int l = 0; l < lanes<V>; l++)
+      for (int s = used[l]; s < k; s++) heavy[s * lanes<V> + l] = 0;
   }
 
-  // The heavy rows of C, times root and free.
-  void gather_rows(const Program<V>& Q, const V* free) {
-    for (int s = 0; s < k; s++) {
-      const int32_t* row = heavy + s * lanes<V>;
-      V* to = R + (size_t)s * ld;
-      bool alike = true;
-      for (int l = 1; l < lanes<V>; l++) alike = alike && row[l] == row[0];
-      if (alike) {
-        const V* from = Q.C + (size_t)row[0] * Q.ld;
-        for (int j = 0; j < n; j++) to[j] = from[j];
-      } else {
-        for (int l = 0; l < lanes<V>; l++) {
-          const V* from = Q.C + (size_t)(row[l] < 0 ? 0 : row[l]) * Q.ld;
-          for (int j = 0; j < n; j++) lane(to[j], l) = lane(from[j], l);
-        }
-      }
-      for (int j = 0; j < n; j++) to[j] *= free == nullptr ? root[s] : root[s] * free[j];
+  // Row by row what lies in the slots is added to a vector over the rows (r).
+  void scatter(V* slots, V* to) const {
+    slots[capacity] = V(0);
+    for (int i = 0; i < r; i++) to[i] += gathered(slots, slot + i * lanes<V>);
+  }
+
+  // Rows of M (., ld) as they lie in the slots, times root.
+  void gather_rows(const V* M, int ldm, V* to) const {
+    for (int s = 0; s < k; s++, to += ld) {
+      int32_t row[lanes<V>];
+      for (int l = 0; l < lanes<V>; l++) row[l] = heavy[s * lanes<V> + l] * ldm;
+      for (int j = 0; j < n; j++) to[j] = root[s] * gathered(M + j, row);
     }
   }
 
@@ -135,7 +126,10 @@ struct Split {
       bump = select(ok, bump, V(BUMPS[attempt]));
     }
     if (k == 0) return ok;
-    gather_rows(Q, free);
+    gather_rows(Q.C, Q.ld, R);
+    if (free != nullptr)
+      for (int s = 0; s < k; s++)
+        for (int j = 0; j < n; j++) R[(size_t)s * ld + j] *= free[j];
     solve_rows(L, ld, inv, n, R, ld, k);
     return border() && ok;
   }
@@ -164,8 +158,7 @@ struct Split {
       for (int j = 0; j < n; j++) u[j] *= free[j];
     lower_solve(L, ld, inv, n, u);
     if (k > 0) {
-      gather(c, t);
-      for (int s = 0; s < k; s++) t[s] = -root[s] * t[s];
+      for (int s = 0; s < k; s++) t[s] = -root[s] * gathered(c, heavy + s * lanes<V>);
       product(R, ld, k, n, u, t, true);
       lower_solve(F, ldf, inv_f, k, t);
       lower_solve_transposed(F, ldf, inv_f, k, t);
@@ -180,13 +173,9 @@ struct Split {
     } else {
       for (int i = 0; i < r; i++) dv[i] = V(0);
     }
-    for (int s = 0; s < k; s++) {
-      const V rt = -root[s] * t[s];
-      for (int l = 0; l < lanes<V>; l++) {
-        const int row = heavy[s * lanes<V> + l];
-        if (row >= 0) lane(dv[row], l) += lane(rt, l);
-      }
-    }
+    if (k == 0) return;
+    for (int s = 0; s < k; s++) t[s] = -root[s] * t[s];
+    scatter(t, dv);
   }
 };
 

@@ -25,6 +25,7 @@ struct System {
   static constexpr double SLOWER = 1e3, NEAR_ROUNDING = 1e-11;  // so is one that gains that much less, near rounding
   static constexpr double INCONSISTENT = 1e-7;  // a right-hand side that leaves more is outside the range of K
   static constexpr int PROJECTIONS = 4;
+  static constexpr int WHOLE = 24;  // rows in the range space up to which light ones are not left out
   static constexpr double ROUNDING = 4e-15;  // of the right-hand side: what is left is rounding
 
   int n, r;
@@ -88,34 +89,30 @@ struct System {
   // The same from the range space: H = P is factorised there once and for all, for positive definite P without bounds.
   Mask<V> factor(const RangeSpace<V>& space) {
     bare = false, split.L = space.L, split.inv = space.inv;
-    const Mask<V> enough = split.weigh(weight, V(0));
+    const bool whole = r <= WHOLE && r <= slots;
+    const Mask<V> enough = whole ? take_all() : split.weigh(weight, V(0));
     const int k = split.k, ldf = split.ldf;
+    if (k == 0) return enough;
+    if (whole) {
+      for (int s = 0; s < k; s++)
+        for (int j = 0; j < n; j++) split.R[(size_t)s * split.ld + j] = split.root[s] * space.VT[(size_t)s * space.ld + j];
+    } else {
+      split.gather_rows(space.VT, space.ld, split.R);
+    }
     for (int s = 0; s < k; s++) {
-      const int32_t* row = split.heavy + s * lanes<V>;
-      V* to = split.R + (size_t)s * split.ld;
       V* border = split.F + (size_t)s * ldf;
-      if (alike_rows(row)) {
-        const V* from = space.VT + (size_t)row[0] * space.ld;
-        for (int j = 0; j < n; j++) to[j] = split.root[s] * from[j];
+      if (whole) {
+        for (int t = 0; t <= s; t++) border[t] = space.K[(size_t)s * space.ldk + t] * (split.root[s] * split.root[t]);
       } else {
-        for (int l = 0; l < lanes<V>; l++) {
-          const V* from = space.VT + (size_t)(row[l] < 0 ? 0 : row[l]) * space.ld;
-          for (int j = 0; j < n; j++) lane(to[j], l) = lane(from[j], l);
+        const int32_t* row = split.heavy + s * lanes<V>;
+        for (int t = 0; t <= s; t++) {
+          int32_t entry[lanes<V>];
+          for (int l = 0; l < lanes<V>; l++) entry[l] = row[l] * space.ldk + split.heavy[t * lanes<V> + l];
+          border[t] = gathered(space.K, entry) * (split.root[s] * split.root[t]);
         }
-        for (int j = 0; j < n; j++) to[j] *= split.root[s];
-      }
-      for (int t = 0; t <= s; t++) {
-        const int32_t* column = split.heavy + t * lanes<V>;
-        V entry;
-        for (int l = 0; l < lanes<V>; l++) {
-          const int i = row[l] < 0 ? 0 : row[l], j = column[l] < 0 ? 0 : column[l];
-          lane(entry, l) = lane(space.K[(size_t)i * space.ldk + j], l);
-        }
-        border[t] = entry * split.root[s] * split.root[t];
       }
       border[s] += V(1);
     }
-    if (k == 0) return enough;
     return factor_border() && enough;
   }
 
@@ -128,22 +125,26 @@ struct System {
       const V light = smaller(weight[i], cap);
       split.gamma[i] = select(weight[i] <= V(CONDENSED) && cap > V(0), weight[i], light);
     }
-    split.k = 0;
-    for (int s = 0; s < slots; s++) {
-      bool used = false;
-      for (int l = 0; l < lanes<V>; l++) {
-        const int row = (int)index[l][s];
+    for (int i = 0; i < r * lanes<V>; i++) split.slot[i] = split.capacity;
+    for (int l = 0; l < lanes<V>; l++) {
+      split.used[l] = 0;
+      for (int s = 0; s < slots; s++) {
+        const int row = index[l][s] < r ? (int)index[l][s] : 0;
         const double heavy = lane(weight[row], l), light = heavy < lane(cap, l) ? heavy : lane(cap, l);
         lane(split.gamma[row], l) = light;
         lane(split.root[s], l) = ::sqrt(heavy - light);
         split.heavy[s * lanes<V> + l] = row;
-        used = used || heavy > light;
+        if (!(heavy > light)) continue;
+        split.slot[row * lanes<V> + l] = s;
+        split.used[l] = s + 1;
       }
-      if (used) split.k = s + 1;
     }
+    split.fill_slots();
     for (int i = 0; i < r; i++) most = larger(split.gamma[i], most);
     split.condensed = any(most > V(0));
-    split.gather_rows(Q, mask());
+    split.gather_rows(Q.C, Q.ld, split.R);
+    for (int s = 0; bounded && s < split.k; s++)
+      for (int j = 0; j < n; j++) split.R[(size_t)s * split.ld + j] *= free[j];
   }
   void restored() {
     for (int i = 0; i < n; i++) inv[i] = V(1) / L[(size_t)i * split.ld + i];
@@ -237,10 +238,15 @@ struct System {
   }
 
  private:
-  static bool alike_rows(const int32_t* row) {
-    bool same = row[0] >= 0;
-    for (int l = 1; l < lanes<V>; l++) same = same && row[l] == row[0];
-    return same;
+  // All rows in their order, also those of weight 0: where they are few that is quicker than to choose.
+  Mask<V> take_all() {
+    split.k = r, split.condensed = false;
+    for (int i = 0; i < r; i++) {
+      split.gamma[i] = V(0), split.root[i] = square_root(weight[i]);
+      for (int l = 0; l < lanes<V>; l++) split.heavy[i * lanes<V> + l] = split.slot[i * lanes<V> + l] = i;
+    }
+    for (int l = 0; l < lanes<V>; l++) split.used[l] = r;
+    return Mask<V>(true);
   }
 
   // F F' from the lower triangle of the border in F; entries of it were scaled, not summed, and may be scaled again.
@@ -310,8 +316,7 @@ struct System {
     lower_solve_transposed(split.L, ld, split.inv, n, u);
     for (int j = 0; j < n; j++) dx[j] = u[j];
     if (k > 0) {
-      split.gather(rb, t);
-      for (int s = 0; s < k; s++) t[s] = -split.root[s] * t[s];
+      for (int s = 0; s < k; s++) t[s] = -split.root[s] * gathered(rb, split.heavy + s * lanes<V>);
       product(border, ld, k, n, dx, t, true);
       lower_solve(split.F, ldf, split.inv_f, k, t);
       lower_solve_transposed(split.F, ldf, split.inv_f, k, t);
@@ -327,13 +332,8 @@ struct System {
     } else {
       for (int i = 0; i < r; i++) dv[i] = V(0);
     }
-    for (int s = 0; s < k; s++) {
-      const V rt = split.root[s] * t[s];
-      for (int l = 0; l < lanes<V>; l++) {
-        const int row = split.heavy[s * lanes<V> + l];
-        if (row >= 0) lane(dv[row], l) += lane(rt, l);
-      }
-    }
+    for (int s = 0; s < k; s++) t[s] *= split.root[s];
+    if (k > 0) split.scatter(t, dv);
   }
 };
 
