@@ -222,11 +222,8 @@ void check() {
 }  // namespace
 
 int main() {
-#if !defined(LANES)
   check<double>();
-#else
-  check<Pack<double, LANES>>();
-#endif
+  check<Pack<double, WIDTH>>();
   printf("%d failures\n", failures);
   return failures != 0;
 }
