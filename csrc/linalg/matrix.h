@@ -20,7 +20,7 @@ namespace OPTLAYER_ISA {
 template <class V>
 OPTLAYER_FUNCTION int leading(int n) {
 #if !defined(__CUDACC__)
-  if constexpr (lanes<V> > 1) return n > 8 ? n | 1 : n;
+  if constexpr (lanes<V> > 1) return n >= 32 ? n | 1 : n;
   if constexpr (is_double<V>) {
     const int padded = (n + WIDTH - 1) / WIDTH * WIDTH;
     return padded > 0 && padded % 64 == 0 ? padded + WIDTH : padded;

@@ -20,7 +20,7 @@ static constexpr int STALL = 12, AFTER_CONTRACT = 6;  // iterations without prog
 static constexpr double PROGRESS = 0.9;               // a residual below this part of its record makes progress
 static constexpr double STUCK = 0.8;    // one that keeps more than this part over a step may belong to no solution
 static constexpr double DIVERGED = 1e3; // scaled variables of this size may be on a ray
-static constexpr double RIPE = 1e-5;    // relative residuals at which the active set may show
+static constexpr double RIPE = 1e-4;    // relative residuals at which the active set may show
 static constexpr double RIPER = 1e-3;   // of the residuals at a failed attempt: worth another
 
 template <class V>

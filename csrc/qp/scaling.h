@@ -11,6 +11,7 @@ namespace OPTLAYER_ISA {
 
 static constexpr int SWEEPS = 4;
 static constexpr double SMALLEST = 1e-12, LARGEST = 1e12;  // smaller rows and columns are zero and keep their unit
+static constexpr double ENOUGH = 8;                        // data whose maxima lie within this factor of 1 are left alone
 static constexpr double SETTLED = 1.2;                     // a sweep that changes no unit by more is the last
 
 template <class V>
@@ -22,33 +23,69 @@ OPTLAYER_INLINE V clipped(V a) {
 template <class V>
 static void row_maxima(const Program<V>& Q, V* most) {
   for (int i = 0; i < Q.n; i++) {
+    const V* P = Q.P + (size_t)i * Q.ld;
     V row(0);
-    for (int j = 0; j < Q.n; j++) row = larger(absolute(Q.P[i * Q.ld + j]) * Q.D[j], row);
+    for (int j = 0; j < Q.n; j++) row = larger(absolute(P[j]) * Q.D[j], row);
     most[i] = row * Q.D[i];
   }
 }
 
-// Find D, E and c for the unscaled data in Q. Where matrices are shared by the batch, c must not depend on q (`with_q`
-// false). Scratch: most_P (n), column (n), row (r).
+// The maxima of the columns of [c P; C] and of the rows of C, in the units so far.
 template <class V>
-static void equilibrate(Program<V>& Q, bool with_q, V* most_P, V* column, V* row) {
+static void maxima(const Program<V>& Q, const V* most_P, V* column, V* row) {
+  for (int j = 0; j < Q.n; j++) column[j] = Q.c * most_P[j];
+  for (int i = 0; i < Q.r; i++) {
+    const V* C = Q.C + (size_t)i * Q.ld;
+    const V unit = Q.E[i];
+    V most(0);
+    for (int j = 0; j < Q.n; j++) {
+      const V entry = absolute(C[j]) * Q.D[j];
+      most = larger(entry, most);
+      column[j] = larger(entry * unit, column[j]);
+    }
+    row[i] = most * unit;
+  }
+}
+
+// The factor that brings the objective to order one.
+template <class V>
+static V cost_factor(const Program<V>& Q, bool with_q, const V* most_P) {
+  V mean(0), cost(0);
+  for (int j = 0; j < Q.n; j++) {
+    mean += most_P[j];
+    if (with_q) cost = larger(absolute(Q.q[j]) * Q.D[j], cost);
+  }
+  return V(1) / clipped(Q.c * larger(mean * V(1.0 / Q.n), cost));
+}
+
+// The largest factor by which entries differ from 1; those that keep their unit do not count.
+template <class V>
+static V spread(const V* entries, int count) {
+  V most(1), least(1);
+  for (int i = 0; i < count; i++) most = larger(clipped(entries[i]), most), least = smaller(clipped(entries[i]), least);
+  return larger(most, V(1) / least);
+}
+
+// Find D, E and c for the unscaled data in Q. Where matrices are shared by the batch, c must not depend on q (`with_q`
+// false). Scratch: most_P (n), column (n), row (r). Returns whether D and E are 1 in all lanes.
+template <class V>
+static bool equilibrate(Program<V>& Q, bool with_q, V* most_P, V* column, V* row) {
   const int n = Q.n, r = Q.r;
   for (int j = 0; j < n; j++) Q.D[j] = V(1);
   for (int i = 0; i < r; i++) Q.E[i] = V(1);
   Q.c = V(1);
   row_maxima(Q, most_P);
-  Mask<V> going(true);
+  const V factor = cost_factor(Q, with_q, most_P);
+  Q.c = factor;
+  maxima(Q, most_P, column, row);
+  Mask<V> going = larger(spread(column, n), spread(row, r)) > V(ENOUGH);
+  if (!any(going)) {
+    Q.c = power_of_two(Q.c);
+    return true;
+  }
+  Q.c = select(going, V(1), factor);
   for (int sweep = 0; sweep < SWEEPS && any(going); sweep++) {
-    for (int j = 0; j < n; j++) column[j] = Q.c * most_P[j];
-    for (int i = 0; i < r; i++) {
-      V most(0);
-      for (int j = 0; j < n; j++) {
-        const V entry = absolute(Q.C[i * Q.ld + j]) * Q.D[j];
-        most = larger(entry, most);
-        column[j] = larger(entry * Q.E[i], column[j]);
-      }
-      row[i] = most * Q.E[i];
-    }
+    maxima(Q, most_P, column, row);
     V change(1);
     for (int j = 0; j < n; j++) {
       const V root = square_root(clipped(column[j])), unit = V(1) / root;
@@ -61,12 +98,7 @@ static void equilibrate(Program<V>& Q, bool with_q, V* most_P, V* column, V* row
       Q.E[i] = select(going, Q.E[i] * unit, Q.E[i]);
     }
     row_maxima(Q, most_P);
-    V mean(0), cost(0);
-    for (int j = 0; j < n; j++) {
-      mean += most_P[j];
-      if (with_q) cost = larger(absolute(Q.q[j]) * Q.D[j], cost);
-    }
-    const V k = V(1) / clipped(Q.c * larger(mean * V(1.0 / n), cost));
+    const V k = cost_factor(Q, with_q, most_P);
     change = larger(larger(k, V(1) / k), change);
     Q.c = select(going, Q.c * k, Q.c);
     going = going && change > V(SETTLED);
@@ -74,17 +106,21 @@ static void equilibrate(Program<V>& Q, bool with_q, V* most_P, V* column, V* row
   for (int j = 0; j < n; j++) Q.D[j] = power_of_two(Q.D[j]);
   for (int i = 0; i < r; i++) Q.E[i] = power_of_two(Q.E[i]);
   Q.c = power_of_two(Q.c);
+  return false;
 }
 
-// Bring the matrices to the units found.
+// Bring the matrices to the units found; `plain`: D and E are 1.
 template <class V>
-static void scale_matrices(Program<V>& Q) {
+static void scale_matrices(Program<V>& Q, bool plain) {
   for (int i = 0; i < Q.n; i++) {
+    V* P = Q.P + (size_t)i * Q.ld;
     const V unit = Q.c * Q.D[i];
-    for (int j = 0; j < Q.n; j++) Q.P[i * Q.ld + j] *= unit * Q.D[j];
+    for (int j = 0; j < Q.n; j++) P[j] *= unit * Q.D[j];
   }
-  for (int i = 0; i < Q.r; i++)
-    for (int j = 0; j < Q.n; j++) Q.C[i * Q.ld + j] *= Q.E[i] * Q.D[j];
+  for (int i = 0; i < Q.r && !plain; i++) {
+    V* C = Q.C + (size_t)i * Q.ld;
+    for (int j = 0; j < Q.n; j++) C[j] *= Q.E[i] * Q.D[j];
+  }
 }
 
 // Bring the vectors to the units found.

@@ -60,8 +60,7 @@ struct Solver {
     const Mask<V> bad = invalid || crossed;
     if (any(bad)) replace(Q, bad, !shared);
     if (!shared || !set_up) {
-      equilibrate(Q, !shared, newton.Px, newton.Gz, newton.rz);
-      scale_matrices(Q);
+      scale_matrices(Q, equilibrate(Q, !shared, newton.Px, newton.Gz, newton.rz));
       if (call.P.data == nullptr) {
         definite = Mask<V>(false);
       } else {
