@@ -101,23 +101,28 @@ struct Adjoint {
 
   Mask<V> restore(const Elements<V>& elements, V cap) {
     const int64_t* index[lanes<V>];
-    int64_t at[lanes<V>], column[lanes<V>];
+    int64_t at[lanes<V>];
     for (int l = 0; l < lanes<V>; l++) {
       index[l] = static_cast<const int64_t*>(call.index.data) + call.index.offset(elements.at[l]);
       at[l] = call.factor.offset(elements.at[l]);
     }
     system.restore(Q, cap, index);
     const Split<V>& split = system.split;
-    for (int j = 0; j < n; j++) {
-      for (int l = 0; l < lanes<V>; l++) column[l] = at[l] + (int64_t)j * n + j;
-      load(call.factor.data, false, column, n - j, split.L + (size_t)j * split.ld + j, split.ld);
-    }
-    for (int j = 0; j < split.k; j++) {
-      for (int l = 0; l < lanes<V>; l++) column[l] = at[l] + (int64_t)n * n + (int64_t)j * system.slots + j;
-      load(call.factor.data, false, column, split.k - j, split.F + (size_t)j * split.ldf + j, split.ldf);
-    }
+    load_lower(at, n, n, split.L, split.ld);
+    for (int l = 0; l < lanes<V>; l++) at[l] += (int64_t)n * n;
+    load_lower(at, split.k, system.slots, split.F, split.ldf);
     system.restored();
     return Mask<V>(true);
+  }
+
+  // The first k rows and columns of a lower factor that was kept column after column.
+  void load_lower(const int64_t* at, int k, int rows, V* L, int ld) const {
+    int64_t column[lanes<V>];
+    for (int j = 0; j < k; j++) {
+      const int least = k < lanes<V> ? 0 : k - lanes<V>, i = j < least ? j : least;  // not fewer values than lanes
+      for (int l = 0; l < lanes<V>; l++) column[l] = at[l] + (int64_t)j * rows + i;
+      load(call.factor.data, false, column, k - i, L + (size_t)i * ld + j, ld);
+    }
   }
 
   void load_column(const Columns& from, int64_t i, const Elements<V>& elements, int count, V* to, V& nonzero) const {
