@@ -84,12 +84,17 @@ struct Adjoint {
     load_matrix(call.P, call.single, elements, n, n, ld, Q.P);
     load_matrix(call.A, call.single, elements, p, n, ld, Q.C);
     load_matrix(call.G, call.single, elements, m, n, ld, Q.C + (size_t)p * ld);
+    if (lanes<V> == 1) symmetrise(Q.P, ld, n);
     for (int i = 0; i < n; i++) {
       const V unit = Q.c * Q.D[i];
       V* row = Q.P + (size_t)i * ld;
+      if (lanes<V> == 1) {
+        for (int j = 0; j < n; j++) row[j] *= unit * Q.D[j];
+        continue;
+      }
       for (int j = 0; j < i; j++) {
         V& other = Q.P[(size_t)j * ld + i];
-        row[j] = other = V(0.5) * (row[j] + other) * unit * Q.D[j];
+        row[j] = other = V(0.5) * (row[j] + other) * (unit * Q.D[j]);
       }
       row[i] *= unit * Q.D[i];
     }
@@ -108,21 +113,12 @@ struct Adjoint {
     }
     system.restore(Q, cap, index);
     const Split<V>& split = system.split;
-    load_lower(at, n, n, split.L, split.ld);
+    const double* factor = static_cast<const double*>(call.factor.data);
+    load_lower(factor, at, n, n, split.L, split.ld);
     for (int l = 0; l < lanes<V>; l++) at[l] += (int64_t)n * n;
-    load_lower(at, split.k, system.slots, split.F, split.ldf);
+    load_lower(factor, at, split.k, system.slots, split.F, split.ldf);
     system.restored();
     return Mask<V>(true);
-  }
-
-  // The first k rows and columns of a lower factor that was kept column after column.
-  void load_lower(const int64_t* at, int k, int rows, V* L, int ld) const {
-    int64_t column[lanes<V>];
-    for (int j = 0; j < k; j++) {
-      const int least = k < lanes<V> ? 0 : k - lanes<V>, i = j < least ? j : least;  // not fewer values than lanes
-      for (int l = 0; l < lanes<V>; l++) column[l] = at[l] + (int64_t)j * rows + i;
-      load(call.factor.data, false, column, k - i, L + (size_t)i * ld + j, ld);
-    }
   }
 
   void load_column(const Columns& from, int64_t i, const Elements<V>& elements, int count, V* to, V& nonzero) const {

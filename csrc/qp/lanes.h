@@ -197,6 +197,80 @@ static void load_rows(const void* data, bool single, const int64_t* offsets, int
   }
 }
 
+#if !defined(__CUDACC__)
+
+OPTLAYER_INLINE void load_tile(const double* from, int ld, Square<4>::Raw* t) {
+  OPTLAYER_UNROLL for (int k = 0; k < 4; k++) memcpy(t + k, from + (size_t)k * ld, sizeof *t);
+}
+OPTLAYER_INLINE void store_tile(const Square<4>::Raw* t, double* to, int ld) {
+  OPTLAYER_UNROLL for (int k = 0; k < 4; k++) memcpy(to + (size_t)k * ld, t + k, sizeof *t);
+}
+
+// Tiles of one matrix across the diagonal; returns the rows and columns that were taken care of.
+OPTLAYER_INLINE int symmetrise_tiles(double* M, int ld, int n) {
+  const int whole = n / 4 * 4;
+  for (int i = 0; i < whole; i += 4)
+    for (int j = 0; j <= i; j += 4) {
+      Square<4>::Raw a[4], b[4];
+      double *low = M + (size_t)i * ld + j, *high = M + (size_t)j * ld + i;
+      load_tile(low, ld, a), load_tile(high, ld, b);
+      Square<4>::transpose(b);
+      OPTLAYER_UNROLL for (int k = 0; k < 4; k++) a[k] = 0.5 * (a[k] + b[k]);
+      store_tile(a, low, ld);
+      Square<4>::transpose(a);
+      store_tile(a, high, ld);
+    }
+  return whole;
+}
+OPTLAYER_INLINE int lower_tiles(const double* from, int rows, int k, double* to, int ld) {
+  const int whole = k / 4 * 4;
+  for (int i = 0; i < whole; i += 4)
+    for (int j = 0; j <= i; j += 4) {
+      Square<4>::Raw t[4];
+      load_tile(from + (size_t)j * rows + i, rows, t);
+      Square<4>::transpose(t);
+      store_tile(t, to + (size_t)i * ld + j, ld);
+    }
+  return whole;
+}
+
+template <int W>
+OPTLAYER_INLINE int symmetrise_tiles(Pack<double, W>*, int, int) {
+  return 0;
+}
+template <int W>
+OPTLAYER_INLINE int lower_tiles(const double*, int, int, Pack<double, W>*, int) {
+  return 0;
+}
+
+#else
+OPTLAYER_INLINE int symmetrise_tiles(double*, int, int) { return 0; }
+OPTLAYER_INLINE int lower_tiles(const double*, int, int, double*, int) { return 0; }
+#endif
+
+// M = (M + M') / 2.
+template <class V>
+static void symmetrise(V* M, int ld, int n) {
+  for (int i = symmetrise_tiles(M, ld, n); i < n; i++)
+    for (int j = 0; j < i; j++) {
+      V &low = M[(size_t)i * ld + j], &high = M[(size_t)j * ld + i];
+      low = high = V(0.5) * (low + high);
+    }
+}
+
+// The first k rows and columns of a lower triangle (rows, rows) that lies column after column; what is above the diagonal
+// is not to be used.
+template <class V>
+static void load_lower(const double* data, const int64_t* offsets, int k, int rows, V* L, int ld) {
+  const int done = lower_tiles(data + offsets[0], rows, k, L, ld), least = k < lanes<V> ? 0 : k - lanes<V>;
+  int64_t column[lanes<V>];
+  for (int j = 0; j < k; j++) {
+    const int after = j < done ? done : j, i = after < least ? after : least;  // not fewer values than lanes
+    for (int l = 0; l < lanes<V>; l++) column[l] = offsets[l] + (int64_t)j * rows + i;
+    load(data, false, column, k - i, L + (size_t)i * ld + j, ld);
+  }
+}
+
 // Value i of the element in each of the first `used` lanes = from[i].
 template <class V>
 static void store(const V* from, int64_t count, void* data, bool single, const int64_t* offsets, int used,

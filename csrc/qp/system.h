@@ -24,6 +24,7 @@ struct System {
   static constexpr double WORTHWHILE = 0.7;  // a refinement that leaves more than this of the residual is the last
   static constexpr double SLOWER = 1e3, NEAR_ROUNDING = 1e-11;  // so is one that gains that much less, near rounding
   static constexpr double INCONSISTENT = 1e-7;  // a right-hand side that leaves more is outside the range of K
+  static constexpr double SURE = 1e-6;                 // a gain that the next refinement is sure to have again
   static constexpr int PROJECTIONS = 4;
   static constexpr int WHOLE = 24;  // rows in the range space up to which light ones are not left out
   static constexpr double ROUNDING = 4e-15;  // of the right-hand side: what is left is rounding
@@ -120,28 +121,28 @@ struct System {
   // L (lower) and F (lower) have to be filled in by the caller, for the first split.k slots, then `restored` called.
   void restore(const Program<V>& Q, V cap, const int64_t* const* index) {
     bare = true, split.L = L, split.inv = inv;
-    V most(0);
+    V most(0), heavy(0);
     for (int i = 0; i < r; i++) {
-      const V light = smaller(weight[i], cap);
-      split.gamma[i] = select(weight[i] <= V(CONDENSED) && cap > V(0), weight[i], light);
+      split.gamma[i] = smaller(weight[i], cap);
+      most = larger(split.gamma[i], most);
+      heavy += select(weight[i] > cap, V(1), V(0));
+      for (int l = 0; l < lanes<V>; l++) split.slot[i * lanes<V> + l] = split.capacity;
     }
-    for (int i = 0; i < r * lanes<V>; i++) split.slot[i] = split.capacity;
-    for (int l = 0; l < lanes<V>; l++) {
-      split.used[l] = 0;
-      for (int s = 0; s < slots; s++) {
-        const int row = index[l][s] < r ? (int)index[l][s] : 0;
-        const double heavy = lane(weight[row], l), light = heavy < lane(cap, l) ? heavy : lane(cap, l);
-        lane(split.gamma[row], l) = light;
-        lane(split.root[s], l) = ::sqrt(heavy - light);
-        split.heavy[s * lanes<V> + l] = row;
-        if (!(heavy > light)) continue;
-        split.slot[row * lanes<V> + l] = s;
-        split.used[l] = s + 1;
+    split.condensed = any(most > V(0));
+    for (int l = 0; l < lanes<V>; l++) split.used[l] = 0;
+    for (int s = 0; s < slots; s++) {
+      int32_t* row = split.heavy + s * lanes<V>;
+      for (int l = 0; l < lanes<V>; l++) row[l] = (uint64_t)index[l][s] < (uint64_t)r ? (int32_t)index[l][s] : 0;
+      split.root[s] = square_root(positive(gathered(weight, row) - cap));
+      for (int l = 0; l < lanes<V>; l++) {
+        const bool in_use = lane(split.root[s], l) > 0;
+        int32_t& slot = split.slot[row[l] * lanes<V> + l];
+        slot = in_use ? s : slot;
+        split.used[l] = in_use ? s + 1 : split.used[l];
       }
     }
     split.fill_slots();
-    for (int i = 0; i < r; i++) most = larger(split.gamma[i], most);
-    split.condensed = any(most > V(0));
+    if (any(heavy > V(slots))) condense(cap);
     split.gather_rows(Q.C, Q.ld, split.R);
     for (int s = 0; bounded && s < split.k; s++)
       for (int j = 0; j < n; j++) split.R[(size_t)s * split.ld + j] *= free[j];
@@ -153,8 +154,10 @@ struct System {
 
   // K u = (rx, rv, r_box) from the start (x, v), where a multiplier that is not unique comes out nearest to; or from
   // nothing. The best iterate of each lane is left in x and v, its residuals in a and b and its products in Px, Aty,
-  // Gtz and Cx, for the lanes of `which`; the loop ends when none of them improves any more.
-  void refine(const Program<V>& Q, const V* rx, const V* rv, const V* r_box, bool started, int refinements, Mask<V> which) {
+  // Gtz and Cx, for the lanes of `which`; the loop ends when none of them improves any more. Unless products are wanted,
+  // a last correction that is sure to end at rounding is not looked at.
+  void refine(const Program<V>& Q, const V* rx, const V* rv, const V* r_box, bool started, int refinements, Mask<V> which,
+              bool products = true) {
     V most(0), box(0), sum(0);
     for (int j = 0; j < n; j++) {
       const V right = rx[j] * free[j];
@@ -198,6 +201,12 @@ struct System {
       solve_factored(Q, a, b, try_x, try_v);
       for (int j = 0; j < n; j++) try_x[j] += x[j];
       for (int i = 0; i < r; i++) try_v[i] += v[i];
+      const Mask<V> sure = error * rate <= V(ROUNDING) * size && rate < V(SURE);
+      if (step > 0 && !products && all(sure || !going)) {
+        for (int j = 0; j < n; j++) x[j] = select(going, try_x[j], x[j]);
+        for (int i = 0; i < r; i++) v[i] = select(going, try_v[i], v[i]);
+        return;
+      }
     }
   }
 
@@ -211,7 +220,7 @@ struct System {
   // squares solution of least norm. Writes ux, uv and u_box; NaN for a right-hand side that is not finite.
   void solve(const Program<V>& Q, const V* rx, const V* rv, const V* r_box, int refinements, Mask<V> which, V* ux, V* uv,
              V* u_box) {
-    refine(Q, rx, rv, r_box, false, refinements, which);
+    refine(Q, rx, rv, r_box, false, refinements, which, bounded);
     const V whole = size;
     const Mask<V> sound = finite(whole);
     for (int j = 0; j < n; j++) ux[j] = select(sound, x[j], V(NAN));
@@ -227,7 +236,7 @@ struct System {
       // the residual that no refinement removes is the part outside the range
       for (int j = 0; j < n; j++) right_x[j] = select(lost, right_x[j] - a[j], right_x[j]);
       for (int i = 0; i < r; i++) right_v[i] = select(lost, right_v[i] - b[i], right_v[i]);
-      refine(Q, right_x, right_v, r_box, false, refinements, lost);
+      refine(Q, right_x, right_v, r_box, false, refinements, lost, bounded);
       for (int j = 0; j < n; j++) ux[j] = select(lost, x[j], ux[j]);
       for (int i = 0; i < r; i++) uv[i] = select(lost, v[i], uv[i]);
       if (bounded) {
@@ -247,6 +256,16 @@ struct System {
     }
     for (int l = 0; l < lanes<V>; l++) split.used[l] = r;
     return Mask<V>(true);
+  }
+
+  // Heavy rows that are not among those kept are condensed where their weight permits.
+  void condense(V cap) {
+    for (int i = 0; i < r; i++)
+      for (int l = 0; l < lanes<V>; l++) {
+        const double whole = lane(weight[i], l);
+        const bool left_out = split.slot[i * lanes<V> + l] == split.capacity && whole > lane(cap, l);
+        if (left_out && whole <= CONDENSED) lane(split.gamma[i], l) = whole;
+      }
   }
 
   // F F' from the lower triangle of the border in F; entries of it were scaled, not summed, and may be scaled again.
@@ -302,7 +321,7 @@ struct System {
       split.solve(Q, mask(), ra, rb, dx, dv);
       return;
     }
-    // without V: V't = L^-1 C_k'rt and V u = C_k L^-T u
+    // without V: V't = L^-1 C_k'rt and V'u = r C_k L^-T u
     const int k = split.k, ld = split.ld, ldf = split.ldf;
     V *u = split.u, *t = split.t, *g = split.g, *border = split.R;
     for (int j = 0; j < n; j++) u[j] = ra[j];
@@ -310,11 +329,9 @@ struct System {
       for (int i = 0; i < r; i++) g[i] = split.gamma[i] * rb[i];
       product_transposed(Q.C, Q.ld, r, n, g, u);
     }
-    if (bounded)
-      for (int j = 0; j < n; j++) u[j] *= free[j];
-    lower_solve(split.L, ld, split.inv, n, u);
-    lower_solve_transposed(split.L, ld, split.inv, n, u);
+    lower_solve_both(u);
     for (int j = 0; j < n; j++) dx[j] = u[j];
+    for (int i = 0; i < r; i++) dv[i] = V(0);
     if (k > 0) {
       for (int s = 0; s < k; s++) t[s] = -split.root[s] * gathered(rb, split.heavy + s * lanes<V>);
       product(border, ld, k, n, dx, t, true);
@@ -322,18 +339,21 @@ struct System {
       lower_solve_transposed(split.F, ldf, split.inv_f, k, t);
       for (int j = 0; j < n; j++) u[j] = V(0);
       product_transposed(border, ld, k, n, t, u);
-      lower_solve(split.L, ld, split.inv, n, u);
-      lower_solve_transposed(split.L, ld, split.inv, n, u);
+      lower_solve_both(u);
       for (int j = 0; j < n; j++) dx[j] -= u[j];
+      for (int s = 0; s < k; s++) t[s] *= split.root[s];
+      split.scatter(t, dv);
     }
-    if (split.condensed) {
-      product(Q.C, Q.ld, r, n, dx, g);
-      for (int i = 0; i < r; i++) dv[i] = split.gamma[i] * (g[i] - rb[i]);
-    } else {
-      for (int i = 0; i < r; i++) dv[i] = V(0);
-    }
-    for (int s = 0; s < k; s++) t[s] *= split.root[s];
-    if (k > 0) split.scatter(t, dv);
+    if (!split.condensed) return;
+    product(Q.C, Q.ld, r, n, dx, g);
+    for (int i = 0; i < r; i++) dv[i] += split.gamma[i] * (g[i] - rb[i]);
+  }
+
+  // u = H^-1 u on the free variables.
+  void lower_solve_both(V* u) const {
+    for (int j = 0; bounded && j < n; j++) u[j] *= free[j];
+    lower_solve(split.L, split.ld, split.inv, n, u);
+    lower_solve_transposed(split.L, split.ld, split.inv, n, u);
   }
 };
 
