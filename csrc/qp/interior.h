@@ -94,13 +94,13 @@ struct Interior {
       const V distance = select(newton.alone, larger(newton.primal, newton.dual), newton.mu);
       reference = select(moved && iterations == V(0), larger(distance, V(NONZERO)), reference);
       proximal = select(moved, smaller(proximal, V(PROXIMAL) * distance / reference), proximal);
-      for (int j = 0; j < n; j++) {
-        last_x[j] = select(moved, newton.at.x[j], last_x[j]);
-        if (!newton.ranged) last_Px[j] = select(moved, newton.Px[j], last_Px[j]);
-      }
-      for (int i = 0; i < r; i++) {
-        last_v[i] = select(moved, newton.at.v[i], last_v[i]);
-        last_Cx[i] = select(moved, newton.Ex[i], last_Cx[i]);
+      for (int i = 0; i < r; i++) last_v[i] = select(moved, newton.at.v[i], last_v[i]);
+      if (!newton.ranged) {
+        for (int i = 0; i < r; i++) last_Cx[i] = select(moved, newton.Ex[i], last_Cx[i]);
+        for (int j = 0; j < n; j++) {
+          last_x[j] = select(moved, newton.at.x[j], last_x[j]);
+          last_Px[j] = select(moved, newton.Px[j], last_Px[j]);
+        }
       }
       last_p = select(moved, newton.primal, last_p), last_d = select(moved, newton.dual, last_d);
       sound = newton.advance(larger(proximal, V(RHO_MIN)), larger(proximal, V(rules.delta)), moved) || !moved;
@@ -133,6 +133,7 @@ struct Interior {
   void certify(Mask<V> candidates, V last_p, V last_d) {
     const Program<V>& Q = *newton.Q;
     const int n = newton.n, r = newton.r, p = newton.p;
+    if (!any(candidates)) return;
     const Mask<V> stepped = iterations > V(0), late = candidates && (stepped || newton.alone);
     Mask<V> primal = late && newton.primal > V(1e-12) && (!stepped || newton.primal > V(STUCK) * last_p);
     Mask<V> dual = late && newton.dual > V(1e-12) && (!stepped || newton.dual > V(STUCK) * last_d);

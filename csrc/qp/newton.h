@@ -46,7 +46,8 @@ struct Newton {
   V *e, *Ex;       // (T) right-hand sides and products of all rows
   V *rd, *rz;      // (n), (T) residuals
   V *Px, *Gz, *Ay; // (n)
-  V *w, *iz, *is, *c, *dz, *ds;  // (T) weights, 1/z, 1/s, right-hand side, directions
+  V *w, *iz, *is, *rc, *c, *dz, *ds;  // (T) weights, 1/z, 1/s, complementarity over z, right-hand side, directions
+  V *unit, *dual_unit;           // (T), (n): from residuals in scaled units to the caller's
   V *dx, *diagonal, *free;       // (n)
 
   V mu, primal, dual, gap;  // mean complementarity; scaled, purely relative residuals
@@ -58,19 +59,21 @@ struct Newton {
     at.lay_out(arena, n, r);
     space.lay_out(arena, n, r);
     split.lay_out(arena, n, r, r);
-    for (V** vector : {&e, &Ex, &rz, &w, &iz, &is, &c, &dz, &ds}) *vector = arena.take<V>(most);
-    for (V** vector : {&rd, &Px, &Gz, &Ay, &dx, &diagonal, &free}) *vector = arena.take<V>(n);
+    for (V** vector : {&e, &Ex, &rz, &w, &iz, &is, &rc, &c, &dz, &ds, &unit}) *vector = arena.take<V>(most);
+    for (V** vector : {&rd, &Px, &Gz, &Ay, &dx, &diagonal, &free, &dual_unit}) *vector = arena.take<V>(n);
   }
 
   void begin(const Program<V>& program, const Rules& given, bool in_range_space) {
     Q = &program, rules = &given, ranged = in_range_space, T = program.rows();
     count = V(0);
-    for (int i = 0; i < r; i++) e[i] = Q->d[i];
+    for (int i = 0; i < r; i++) e[i] = Q->d[i], unit[i] = V(1) / Q->E[i];
+    for (int j = 0; j < n; j++) dual_unit[j] = V(1) / (Q->c * Q->D[j]);
     for (int i = p; i < r; i++) count += Q->live[i];
     for (int j = 0; j < n; j++) free[j] = V(1) - Q->fixed[j];
     if (Q->boxes)
       for (int j = 0; j < n; j++) {
         e[r + j] = -Q->lo[j], e[r + n + j] = Q->hi[j];
+        unit[r + j] = unit[r + n + j] = Q->D[j];
         count += Q->has_lo[j] + Q->has_hi[j];
       }
     alone = count == V(0);
@@ -112,16 +115,14 @@ struct Newton {
       }
   }
 
-  // Factorise for the weights w (T).
+  // Factorise for the weights w (T), of which the range space wants the reciprocals.
   Mask<V> factor(V rho) {
     if (ranged) {
-      // `ds` serves as the diagonal: 1/w
-      for (int i = 0; i < r; i++) ds[i] = smaller(V(1) / w[i], V(LARGEST_RECIPROCAL));
-      Mask<V> ok = cholesky(space.K, space.ldk, ds, split.F, split.ldf, split.inv_f, r);
+      Mask<V> ok = cholesky(space.K, space.ldk, w, split.F, split.ldf, split.inv_f, r);
       V bump(0);
       for (int attempt = 0; attempt < 4 && !all(ok); attempt++) {
         bump = select(ok, bump, V(BUMPS[attempt]));
-        for (int i = 0; i < r; i++) dz[i] = ds[i] + bump * (ds[i] + space.K[i * space.ldk + i]);
+        for (int i = 0; i < r; i++) dz[i] = w[i] + bump * (w[i] + space.K[i * space.ldk + i]);
         ok = cholesky(space.K, space.ldk, dz, split.F, split.ldf, split.inv_f, r);
       }
       return ok;
@@ -140,6 +141,7 @@ struct Newton {
     for (int i = 0; i < T; i++) {
       near[i] = i < p ? V(1) : select(e[i] <= V(FAR), Q->live[i], V(0));
       w[i] = i < p ? V(1 / PROXIMAL) : near[i] * V(1 / (1 + PROXIMAL));
+      if (ranged) w[i] = i < p ? V(PROXIMAL) : select(near[i] > V(0), V(1 + PROXIMAL), V(LARGEST_RECIPROCAL));
       c[i] = ranged ? e[i] + space.g[i] : e[i];
     }
     for (int j = 0; j < n; j++) {
@@ -231,7 +233,7 @@ struct Newton {
     rows_of(x, which && larger(larger(primal, dual), gap) < V(DRIFT));
     V complementarity(0), support(0), worst_p(0), raw_p(0), size_p(1), raw_size_p(0);
     for (int i = 0; i < r; i++) {
-      const V unit = V(1) / Q->E[i], v = at.v[i], d = e[i], live = Q->live[i];
+      const V v = at.v[i], d = e[i], live = Q->live[i];
       const V excess = live * (Ex[i] - d);
       V violation;
       if (i < p) {
@@ -244,21 +246,21 @@ struct Newton {
       }
       support += d * v;
       worst_p = larger(absolute(rz[i]), worst_p);
-      raw_p = larger(violation * unit, raw_p);
+      raw_p = larger(violation * unit[i], raw_p);
       const V size = larger(absolute(Ex[i]), absolute(d));
       size_p = larger(size, size_p);
-      raw_size_p = larger(size * unit, raw_size_p);
+      raw_size_p = larger(size * unit[i], raw_size_p);
     }
     for (int i = r; i < T; i++) {
       const int j = i < r + n ? i - r : i - r - n;
-      const V unit = Q->D[j], live = Q->live[i], excess = live * (Ex[i] - e[i]), size = live * absolute(x[j]);
+      const V live = Q->live[i], excess = live * (Ex[i] - e[i]), size = live * absolute(x[j]);
       rz[i] = excess + live * at.s[i];
       complementarity += live * at.s[i] * at.v[i];
       support += live * e[i] * at.v[i];
       worst_p = larger(absolute(rz[i]), worst_p);
-      raw_p = larger(positive(excess) * unit, raw_p);
+      raw_p = larger(positive(excess) * unit[i], raw_p);
       size_p = larger(size, size_p);
-      raw_size_p = larger(size * unit, raw_size_p);
+      raw_size_p = larger(size * unit[i], raw_size_p);
     }
     mu = complementarity / count;
 
@@ -274,16 +276,16 @@ struct Newton {
       product_transposed(Q->C + (size_t)p * Q->ld, Q->ld, r - p, n, at.v + p, Gz);
       xPx = V(0), qx = V(0), spread = V(0);
       for (int j = 0; j < n; j++) {
-        const V unit = V(1) / (Q->c * Q->D[j]), box = Q->boxes ? at.z_hi[j] - at.z_lo[j] : V(0), q = Q->q[j];
+        const V box = Q->boxes ? at.z_hi[j] - at.z_lo[j] : V(0), q = Q->q[j];
         const V sum = Px[j] + q + Ay[j] + Gz[j] + box;
         support -= Q->fixed[j] * Q->lo[j] * sum;  // the multiplier of a fixed variable is what stationarity leaves
         rd[j] = free[j] * sum;
         const V parts = larger(larger(absolute(Px[j]), absolute(q)), larger(absolute(Ay[j]), absolute(Gz[j])));
         const V size = larger(larger(parts, absolute(box)), Q->fixed[j] * absolute(sum));
         worst_d = larger(absolute(rd[j]), worst_d);
-        raw_d = larger(absolute(rd[j]) * unit, raw_d);
+        raw_d = larger(absolute(rd[j]) * dual_unit[j], raw_d);
         size_d = larger(larger(size, absolute(Gz[j] + box)), size_d);
-        raw_size_d = larger(size * unit, raw_size_d);
+        raw_size_d = larger(size * dual_unit[j], raw_size_d);
         xPx += x[j] * Px[j], qx += x[j] * q, spread += absolute(x[j] * q);
       }
     }
@@ -305,11 +307,14 @@ struct Newton {
   // One predictor-corrector step (Mehrotra, SIAM J. Optim. 2, 1992) of the lanes that are `moving`; returns where the
   // factorisation succeeded.
   Mask<V> advance(V rho, V delta, Mask<V> moving) {
-    for (int i = 0; i < p; i++) w[i] = V(1) / delta, c[i] = -rz[i];
+    for (int i = 0; i < p; i++) w[i] = ranged ? delta : V(1) / delta, c[i] = -rz[i];
     for (int i = p; i < T; i++) {
       const V z = at.v[i], s = at.s[i], live = Q->live[i];
-      w[i] = select(moving, live * z / (s + delta * z), live);
       iz[i] = V(1) / z, is[i] = V(1) / s;
+      if (ranged)
+        w[i] = select(moving, select(live > V(0), s * iz[i] + delta, V(LARGEST_RECIPROCAL)), V(1));
+      else
+        w[i] = select(moving, live * z / (s + delta * z), live);
       c[i] = live * (s - rz[i]);
     }
     const Mask<V> ok = factor(rho);
@@ -329,23 +334,22 @@ struct Newton {
     const V target = sigma * mu;
     for (int i = p; i < T; i++) {
       // complementarity s z + ds dz - sigma mu of the corrector, over z
-      is[i] = at.s[i] + (ds[i] * dz[i] - target) * iz[i];
-      c[i] = Q->live[i] * (is[i] - rz[i]);
+      rc[i] = at.s[i] + (ds[i] * dz[i] - target) * iz[i];
+      c[i] = Q->live[i] * (rc[i] - rz[i]);
     }
     solve();
     worst_s = worst_z = V(-1);
     for (int i = p; i < T; i++) {
       const V live = Q->live[i];
       dz[i] *= live;
-      ds[i] = -live * (is[i] + at.s[i] * dz[i] * iz[i]);
-      worst_s = smaller(ds[i] / at.s[i], worst_s), worst_z = smaller(dz[i] * iz[i], worst_z);
+      ds[i] = -live * (rc[i] + at.s[i] * dz[i] * iz[i]);
+      worst_s = smaller(ds[i] * is[i], worst_s), worst_z = smaller(dz[i] * iz[i], worst_z);
     }
     if (ranged) worst_s = worst_z = smaller(worst_s, worst_z);
     step_s = fraction(V(-1) / worst_s), step_z = fraction(V(-1) / worst_z);
     if (ranged) {  // K dv = -c - dv / w: C x moves without a product with K
       const V step = select(moving, step_z, V(0));
-      for (int i = 0; i < p; i++) Ex[i] += step * (c[i] + delta * dz[i]);
-      for (int i = p; i < r; i++) Ex[i] += step * (c[i] + (at.s[i] * iz[i] + delta) * dz[i]);
+      for (int i = 0; i < r; i++) Ex[i] += step * (c[i] + w[i] * dz[i]);
     }
     if (!ranged)
       for (int j = 0; j < n; j++)

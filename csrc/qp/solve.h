@@ -116,7 +116,7 @@ struct Solver {
     status = select(infeasible || crossed, V((double)PRIMAL_INFEASIBLE), status);
     status = select(unbounded, V((double)DUAL_INFEASIBLE), status);
     status = select(invalid, V((double)INVALID_DATA), status);
-    write(elements, status, iterations);
+    write(elements, status, iterations, any(infeasible || unbounded));
   }
 
   // Polish the interior point on some lanes; the residuals there are those of the last measurement.
@@ -171,7 +171,7 @@ struct Solver {
     }
   }
 
-  void write(const Elements<V>& elements, V status, V iterations) {
+  void write(const Elements<V>& elements, V status, V iterations, bool proven) {
     const int n = Q.n, m = Q.m, p = Q.p, r = Q.r;
     const Mask<V> solved = status == V((double)SOLVED);
     const V nothing(call.nan_failures ? NAN : 0.0), cost = V(1) / Q.c;
@@ -189,17 +189,18 @@ struct Solver {
       out_x[j] = select(solved, polisher.x[j] * Q.D[j], nothing);
       out_box[j] = select(solved, z, nothing);
     }
+    const bool bare = !Q.boxes && all(solved);
+    const Certificates<V>& proof = interior.certificates;
     store_vector(elements, out_x, n, call.x);
     store_vector(elements, out_v, p, call.y);
     store_vector(elements, out_v + p, m, call.z);
-    store_vector(elements, out_box, n, call.z_box);
+    store_vector(elements, bare ? nullptr : out_box, n, call.z_box);
     store_vector(elements, out_s + p, m, call.s);
-    store_vector(elements, out_share, n, call.lower_share);
-    const Certificates<V>& proof = interior.certificates;
-    store_vector(elements, proof.x, n, call.ray_x);
-    store_vector(elements, proof.v, p, call.ray_y);
-    store_vector(elements, proof.v + p, m, call.ray_z);
-    store_vector(elements, proof.box, n, call.ray_box);
+    store_vector(elements, bare ? nullptr : out_share, n, call.lower_share);
+    store_vector(elements, proven ? proof.x : nullptr, n, call.ray_x);
+    store_vector(elements, proven ? proof.v : nullptr, p, call.ray_y);
+    store_vector(elements, proven ? proof.v + p : nullptr, m, call.ray_z);
+    store_vector(elements, proven ? proof.box : nullptr, n, call.ray_box);
     for (int l = 0; l < elements.used; l++) {
       const int64_t e = elements.at[l];
       call.status[e] = (int64_t)lane(status, l);
@@ -209,7 +210,13 @@ struct Solver {
     polisher.write(Q, call, elements, solved);
   }
 
+  // Zeros where `from` is null.
   void store_vector(const Elements<V>& elements, const V* from, int count, void* to) {
+    if (from == nullptr) {
+      const size_t size = (call.single ? sizeof(float) : sizeof(double)) * count;
+      memset(static_cast<char*>(to) + elements.at[0] * size, 0, elements.used * size);
+      return;
+    }
     int64_t offsets[lanes<V>];
     for (int l = 0; l < lanes<V>; l++) offsets[l] = elements.at[l] * count;
     store(from, count, to, call.single, offsets, elements.used);
