@@ -97,6 +97,7 @@ void row(int n) {
   gflops(s, seconds([&] { lower_solve_transposed<V>(L, ld, inv, n, x); }));
   gflops(2 * s, seconds([&] { product<V>(K, ld, n, n, x, y); }));
   gflops(2 * s, seconds([&] { product_transposed<V>(K, ld, n, n, x, y); }));
+  gflops(4 * s, seconds([&] { product_pair<V>(K, ld, n, n, x, y, add, inv); }));
   printf("   %9.3f\n", time * 1e6);
   fflush(stdout);
   for (V* data : {K, L, R, H, inv, x, y, add}) free(data);
@@ -104,8 +105,8 @@ void row(int n) {
 
 template <class V>
 void table(const char* title, std::initializer_list<int> sizes) {
-  printf("\n%s\n%6s %9s %9s %9s %9s %9s %9s %9s %9s   %9s\n", title, "n", "cholesky", "rows", "R R'", "C'gC", "L^-1 x",
-         "L^-T x", "M x", "M' y", "chol us");
+  printf("\n%s\n%6s %9s %9s %9s %9s %9s %9s %9s %9s %9s   %9s\n", title, "n", "cholesky", "rows", "R R'", "C'gC",
+         "L^-1 x", "L^-T x", "M x", "M' y", "both", "chol us");
   for (int n : sizes) row<V>(n);
 }
 

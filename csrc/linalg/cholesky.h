@@ -12,7 +12,8 @@ namespace OPTLAYER_ISA {
 
 // A tile on the diagonal, rows and columns j .. j+S.
 template <int S, class V>
-OPTLAYER_INLINE void diagonal_tile(const V* K, ptrdiff_t ldk, const V* add, V* L, ptrdiff_t ldl, V* inv, int j, Mask<V>& ok) {
+OPTLAYER_INLINE void diagonal_tile(const V* K, ptrdiff_t ldk, const V* add, V* L, ptrdiff_t ldl, V* inv, int j,
+                                   Mask<V>& ok) {
   V c[S][S];
   const V* row = L + j * ldl;
   OPTLAYER_UNROLL for (int r = 0; r < S; r++)
@@ -54,6 +55,8 @@ static Mask<V> cholesky_packed(const V* K, ptrdiff_t ldk, const V* add, V* L, pt
   return ok;
 }
 
+#if !defined(__CUDACC__)
+
 // Columns [begin, end) of L for rows begin .. end, whose strip is T (end columns, those below begin finished).
 template <int VECTORS>
 OPTLAYER_INLINE bool diagonal_strip(Wide* T, const double* add, double* inv, int begin, int end) {
@@ -84,7 +87,8 @@ OPTLAYER_INLINE bool diagonal_strip(Wide* T, const double* add, double* inv, int
 }
 
 // Strip after strip, n <= STRIP_COLUMNS.
-OPTLAYER_FUNCTION bool cholesky_strips(const double* K, ptrdiff_t ldk, const double* add, double* L, ptrdiff_t ldl, double* inv, int n) {
+OPTLAYER_FUNCTION bool cholesky_strips(const double* K, ptrdiff_t ldk, const double* add, double* L, ptrdiff_t ldl,
+                                       double* inv, int n) {
   Wide T[STRIP_COLUMNS * STRIP];
   bool ok = true;
   for (int begin = 0; begin < n; begin += STRIP_ROWS) {
@@ -110,7 +114,12 @@ OPTLAYER_FUNCTION bool cholesky_halves(double* L, ptrdiff_t ldl, double* inv, in
   return cholesky_halves(corner, ldl, inv + half, rest) && ok;
 }
 
-OPTLAYER_FUNCTION bool cholesky_single(const double* K, ptrdiff_t ldk, const double* add, double* L, ptrdiff_t ldl, double* inv, int n) {
+// Up to here numbers one by one are faster than strips.
+constexpr int SMALL_FACTOR = 14;
+
+OPTLAYER_FUNCTION bool cholesky_single(const double* K, ptrdiff_t ldk, const double* add, double* L, ptrdiff_t ldl,
+                                       double* inv, int n) {
+  if (n <= SMALL_FACTOR) return cholesky_packed(K, ldk, add, L, ldl, inv, n);
   if (n <= STRIP_COLUMNS) return cholesky_strips(K, ldk, add, L, ldl, inv, n);
   for (int i = 0; i < n; i++) {
     if (L != K) memcpy(L + i * ldl, K + i * ldk, (size_t)(i + 1) * sizeof(double));
@@ -118,6 +127,8 @@ OPTLAYER_FUNCTION bool cholesky_single(const double* K, ptrdiff_t ldk, const dou
   }
   return cholesky_halves(L, ldl, inv, n);
 }
+
+#endif
 
 // L L' = K + diag(add) from the lower triangle of K (n, n); `add` may be null and L may be K. inv = 1 / diag(L).
 // Returns where all pivots are positive normal numbers; elsewhere L and inv are not to be used.

@@ -30,7 +30,8 @@ static void row_products_packed(const V* R, ptrdiff_t ldr, int rows, int n, V* K
 // Rows of C are taken in chunks: for BLOCK columns of H, a chunk of those columns times its weights is kept in the
 // nearest cache (18 KB), and the other columns pass by.
 template <class V>
-static void weighted_gram_packed(const V* P, ptrdiff_t ldp, const V* C, ptrdiff_t ldc, const V* g, int rows, int n, V* H, ptrdiff_t ldh) {
+static void weighted_gram_packed(const V* P, ptrdiff_t ldp, const V* C, ptrdiff_t ldc, const V* g, int rows, int n,
+                                 V* H, ptrdiff_t ldh) {
   constexpr int CHUNK = 18432 / (BLOCK * (int)sizeof(V));
   V weighted[CHUNK * BLOCK];
   ptrdiff_t offset[CHUNK];
@@ -66,11 +67,13 @@ static void weighted_gram_packed(const V* P, ptrdiff_t ldp, const V* C, ptrdiff_
   }
 }
 
-// C += SIGN A B' (or C = A B' without `add`), A (rows, n), B (cols, n); with `lower` only the lower triangle. Strips of B
-// are columns of C, rows of A are broadcast.
+#if !defined(__CUDACC__)
+
+// C += SIGN A B' (or C = A B' without `add`), A (rows, n), B (cols, n); with `lower` only the lower triangle. Strips
+// of B are columns of C, rows of A are broadcast.
 template <int SIGN>
-OPTLAYER_FUNCTION void add_row_products(const double* A, ptrdiff_t lda, int rows, const double* B, ptrdiff_t ldb, int cols, int n, double* C,
-                             ptrdiff_t ldc, bool lower, bool add = true) {
+OPTLAYER_FUNCTION void add_row_products(const double* A, ptrdiff_t lda, int rows, const double* B, ptrdiff_t ldb,
+                                        int cols, int n, double* C, ptrdiff_t ldc, bool lower, bool add = true) {
   Wide T[STRIP_COLUMNS * STRIP];
   for (int first = 0; first < n || !add; first += STRIP_COLUMNS) {
     const int depth = n - first < STRIP_COLUMNS ? n - first : STRIP_COLUMNS;
@@ -123,8 +126,17 @@ OPTLAYER_FUNCTION void mirror(double* K, ptrdiff_t ldk, int n) {
     }
 }
 
-OPTLAYER_FUNCTION void weighted_gram_single(const double* P, ptrdiff_t ldp, const double* C, ptrdiff_t ldc, const double* g, int rows, int n,
-                                 double* H, ptrdiff_t ldh) {
+// Up to here numbers one by one are faster than strips.
+constexpr int SMALL_PRODUCTS = 8;
+
+OPTLAYER_FUNCTION void row_products_single(const double* R, ptrdiff_t ldr, int rows, int n, double* K, ptrdiff_t ldk) {
+  if (rows <= SMALL_PRODUCTS) return row_products_packed(R, ldr, rows, n, K, ldk);
+  add_row_products<1>(R, ldr, rows, R, ldr, rows, n, K, ldk, true, false);
+  mirror(K, ldk, rows);
+}
+
+OPTLAYER_FUNCTION void weighted_gram_single(const double* P, ptrdiff_t ldp, const double* C, ptrdiff_t ldc,
+                                            const double* g, int rows, int n, double* H, ptrdiff_t ldh) {
   constexpr int CHUNK = STRIP_COLUMNS;
   Wide T[CHUNK * STRIP];
   ptrdiff_t offset[CHUNK];
@@ -170,15 +182,14 @@ OPTLAYER_FUNCTION void weighted_gram_single(const double* P, ptrdiff_t ldp, cons
   }
 }
 
+#endif
+
 // K = R R', both triangles, R (rows, n), K (rows, rows).
 template <class V>
 OPTLAYER_FUNCTION void row_products(const V* R, int ldr, int rows, int n, V* K, int ldk) {
 #if !defined(__CUDACC__)
   if constexpr (lanes<V> > 1) return row_products_packed(R, ldr, rows, n, K, ldk);
-  if constexpr (is_double<V>) {
-    add_row_products<1>(R, ldr, rows, R, ldr, rows, n, K, ldk, true, false);
-    return mirror(K, ldk, rows);
-  }
+  if constexpr (is_double<V>) return row_products_single(R, ldr, rows, n, K, ldk);
 #endif
   return plain::row_products(R, ldr, rows, n, K, ldk);
 }

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Every kernel in its obvious form: what matrix.h means, what the tests compare with, and what one thread of a GPU runs.
+// Every kernel in its obvious form: what matrix.h means, what the tests compare with, what one thread of a GPU runs.
 #pragma once
 
 #include "../common/pack.h"

@@ -41,7 +41,54 @@ static void product_transposed_packed(const V* M, ptrdiff_t ld, int rows, int co
     });
 }
 
+// So many rows of the matrix are read side by side where each number is used twice.
+constexpr int PAIR_ROWS = 4;
+
+template <class V>
+static void product_pair_packed(const V* M, ptrdiff_t ld, int rows, int cols, const V* x, V* y, const V* v, V* u) {
+  for (int i = 0; i < rows; i += PAIR_ROWS)
+    with_size<PAIR_ROWS>(rows - i, [&](auto R) __attribute__((always_inline)) {
+      const V* row = M + i * ld;
+      V sum[R.value], factor[R.value];
+      OPTLAYER_UNROLL for (int r = 0; r < R.value; r++) sum[r] = V(0), factor[r] = v[i + r];
+      for (int k = 0; k < cols; k++) {
+        const V xk = x[k];
+        V uk = u[k];
+        OPTLAYER_UNROLL for (int r = 0; r < R.value; r++) {
+          const V entry = row[r * ld + k];
+          sum[r] += entry * xk, uk += entry * factor[r];
+        }
+        u[k] = uk;
+      }
+      OPTLAYER_UNROLL for (int r = 0; r < R.value; r++) y[i + r] = sum[r];
+    });
+}
+
 #if !defined(__CUDACC__)
+
+OPTLAYER_FUNCTION void product_pair_single(const double* M, ptrdiff_t ld, int rows, int cols, const double* x,
+                                           double* y, const double* v, double* u) {
+  constexpr int ROWS = WIDTH < PAIR_ROWS ? PAIR_ROWS : WIDTH;
+  for (int i = 0; i < rows; i += ROWS) {
+    const int left = rows - i;
+    const double* row[ROWS];  // where there is none, the last one again, with the factor 0
+    Wide sum[ROWS], factor[ROWS];
+    OPTLAYER_UNROLL for (int r = 0; r < ROWS; r++) {
+      row[r] = M + (i + (r < left ? r : left - 1)) * ld;
+      sum[r] = Wide(0), factor[r] = Wide(r < left ? v[i + r] : 0);
+    }
+    for (int k = 0; k < cols; k += WIDTH) {
+      const Wide xk = load_first(x + k, cols - k);
+      Wide uk = load_first(u + k, cols - k);
+      OPTLAYER_UNROLL for (int r = 0; r < ROWS; r++) {
+        const Wide entry = load_first(row[r] + k, cols - k);
+        sum[r] += entry * xk, uk += entry * factor[r];
+      }
+      store_first(u + k, uk, cols - k);
+    }
+    OPTLAYER_UNROLL for (int r = 0; r < ROWS; r += WIDTH) store_first(y + i + r, lane_sums(sum + r), left - r);
+  }
+}
 
 OPTLAYER_FUNCTION void product_single(const double* M, ptrdiff_t ld, int rows, int cols, const double* x, double* y,
                                       bool add) {
@@ -52,7 +99,10 @@ OPTLAYER_FUNCTION void product_single(const double* M, ptrdiff_t ld, int rows, i
       const int left = rows - i;
       const double* row[ROWS];  // the last one again where there is none
       Wide sum[ROWS];
-      OPTLAYER_UNROLL for (int r = 0; r < ROWS; r++) row[r] = M + (i + (r < left ? r : left - 1)) * ld, sum[r] = Wide(0);
+      OPTLAYER_UNROLL for (int r = 0; r < ROWS; r++) {
+        row[r] = M + (i + (r < left ? r : left - 1)) * ld;
+        sum[r] = Wide(0);
+      }
       for (int k = 0; k < whole; k += WIDTH) {
         const Wide xk = load(x + k);
         OPTLAYER_UNROLL for (int r = 0; r < ROWS; r++) sum[r] += load(row[r] + k) * xk;
@@ -134,6 +184,17 @@ OPTLAYER_FUNCTION void product_transposed(const V* M, int ld, int rows, int cols
   if constexpr (is_double<V>) return product_transposed_single(M, ld, rows, cols, y, x);
 #endif
   return plain::product_transposed(M, ld, rows, cols, y, x);
+}
+
+// y = M x and u += M' v, M (rows, cols), which is read once: a large matrix waits for memory, not for arithmetic.
+template <class V>
+OPTLAYER_FUNCTION void product_pair(const V* M, int ld, int rows, int cols, const V* x, V* y, const V* v, V* u) {
+#if !defined(__CUDACC__)
+  if constexpr (lanes<V> > 1) return product_pair_packed(M, ld, rows, cols, x, y, v, u);
+  if constexpr (is_double<V>) return product_pair_single(M, ld, rows, cols, x, y, v, u);
+#endif
+  plain::product(M, ld, rows, cols, x, y, false);
+  plain::product_transposed(M, ld, rows, cols, v, u);
 }
 
 // Two packs at a time: the sum of a lane must not wait for itself.

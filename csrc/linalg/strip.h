@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// One matrix in vector registers: a strip holds some of its rows transposed, so that each row is a lane and the kernels of
-// tile.h apply, whose other factor is then read number by number and broadcast. There are no remainders along a row, and a
-// triangular solve needs nothing from another lane.
+// One matrix in vector registers: a strip holds some of its rows transposed, so that each row is a lane and the kernels
+// of tile.h apply, whose other factor is then read number by number and broadcast. There are no remainders along a row,
+// and a triangular solve needs nothing from another lane.
 #pragma once
 
 #include "tile.h"

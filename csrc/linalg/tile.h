@@ -20,6 +20,7 @@ constexpr int TILE_ROWS = 3;
 constexpr int TILE_COLUMNS = 4;
 constexpr int BLOCK = 12;
 
+// One problem in numbers, where strip.h makes vectors of a matrix.
 template <class V>
 constexpr bool is_double = false;
 template <>
@@ -62,7 +63,8 @@ OPTLAYER_INLINE void for_tiles(int begin, int end, F&& f) {
 
 // c += sign A B', A (R, depth) with strides ra from row to row and ka from column to column, B (S, depth).
 template <int SIGN, int R, int S, class X, class V>
-OPTLAYER_INLINE void add_products(X (&c)[R][S], const X* a, ptrdiff_t ra, ptrdiff_t ka, const V* b, ptrdiff_t sb, ptrdiff_t kb, int depth) {
+OPTLAYER_INLINE void add_products(X (&c)[R][S], const X* a, ptrdiff_t ra, ptrdiff_t ka, const V* b, ptrdiff_t sb,
+                                  ptrdiff_t kb, int depth) {
   for (int k = 0; k < depth; k++) {
     X left[R];
     OPTLAYER_UNROLL for (int r = 0; r < R; r++) left[r] = a[r * ra + k * ka];
@@ -103,8 +105,8 @@ OPTLAYER_INLINE void solve_tile(X (&c)[R][S], const V* L, ptrdiff_t ldl, const V
   }
 }
 
-// The Cholesky factor of the lower triangle of c in its place, and the reciprocals of the diagonal. What a pivot takes from
-// the rows below needs its reciprocal only: the square root is off the critical path.
+// The Cholesky factor of the lower triangle of c in its place, and the reciprocals of the diagonal. What a pivot takes
+// from the rows below needs its reciprocal only: the square root is off the critical path.
 template <int S, class V>
 OPTLAYER_INLINE void factor_tile(V (&c)[S][S], V* inv, Mask<V>& ok) {
   OPTLAYER_UNROLL for (int s = 0; s < S; s++) {

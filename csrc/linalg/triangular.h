@@ -43,7 +43,8 @@ OPTLAYER_INLINE void solve_strip(const double* L, ptrdiff_t ldl, const double* i
 }
 
 // In halves where a strip would leave the cache.
-OPTLAYER_FUNCTION void solve_rows_strips(const double* L, ptrdiff_t ldl, const double* inv, int n, double* R, ptrdiff_t ldr, int rows) {
+OPTLAYER_FUNCTION void solve_rows_strips(const double* L, ptrdiff_t ldl, const double* inv, int n, double* R,
+                                         ptrdiff_t ldr, int rows) {
   if (n > STRIP_COLUMNS) {
     const int half = n / 2 / STRIP_ROWS * STRIP_ROWS;
     solve_rows_strips(L, ldl, inv, half, R, ldr, rows);
@@ -142,7 +143,8 @@ OPTLAYER_FUNCTION void lower_solve_single(const double* L, ptrdiff_t ldl, const 
     });
 }
 
-OPTLAYER_FUNCTION void lower_solve_transposed_single(const double* L, ptrdiff_t ldl, const double* inv, int n, double* x) {
+OPTLAYER_FUNCTION void lower_solve_transposed_single(const double* L, ptrdiff_t ldl, const double* inv, int n,
+                                                     double* x) {
   for (int i = (n - 1) / SOLVE_ROWS * SOLVE_ROWS; i >= 0; i -= SOLVE_ROWS)
     with_size<SOLVE_ROWS>(n - i, [&](auto R) __attribute__((always_inline)) {
       const double* row = L + i * ldl;
@@ -156,12 +158,26 @@ OPTLAYER_FUNCTION void lower_solve_transposed_single(const double* L, ptrdiff_t 
 
 #endif
 
+#if !defined(__CUDACC__)
+
+// Up to here numbers one by one are faster than strips.
+constexpr int SMALL_SOLVE = 6;
+
+OPTLAYER_FUNCTION void solve_rows_single(const double* L, ptrdiff_t ldl, const double* inv, int n, double* R,
+                                         ptrdiff_t ldr, int rows) {
+  if (n <= SMALL_SOLVE) return solve_rows_packed(L, ldl, inv, n, R, ldr, rows);
+  if (rows > 2) return solve_rows_strips(L, ldl, inv, n, R, ldr, rows);
+  for (int i = 0; i < rows; i++) lower_solve_single(L, ldl, inv, n, R + i * ldr);
+}
+
+#endif
+
 // Rows r of R (rows, n) become L^-1 r.
 template <class V>
 OPTLAYER_FUNCTION void solve_rows(const V* L, int ldl, const V* inv, int n, V* R, int ldr, int rows) {
 #if !defined(__CUDACC__)
   if constexpr (lanes<V> > 1) return solve_rows_packed(L, ldl, inv, n, R, ldr, rows);
-  if constexpr (is_double<V>) return solve_rows_strips(L, ldl, inv, n, R, ldr, rows);
+  if constexpr (is_double<V>) return solve_rows_single(L, ldl, inv, n, R, ldr, rows);
 #endif
   return plain::solve_rows(L, ldl, inv, n, R, ldr, rows);
 }

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // Every kernel of csrc/linalg against its plain form (csrc/linalg/plain.h), for packs and scalars and many sizes.
 //
-// A kernel may add in another order than the plain form, so results may differ by rounding: TOLERANCE times the size, on
-// numbers of size one. Padding is NaN and must neither be read into a result nor be written.
+// A kernel may add in another order than the plain form, so results may differ by rounding: TOLERANCE times the size,
+// on numbers of size one. Padding is NaN and must neither be read into a result nor be written.
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -87,6 +87,14 @@ void check_products(int rows, int n) {
     product_transposed<V>(M, ld, rows, n, y, found);
     plain::product_transposed<V>(M, ld, rows, n, y, expected);
     expect_close(found, expected, "product_transposed", rows, n);
+  }
+  {
+    Array<V> found(y), expected(y), found_transposed(x), expected_transposed(x);
+    product_pair<V>(M, ld, rows, n, x, found, y, found_transposed);
+    plain::product<V>(M, ld, rows, n, x, expected, false);
+    plain::product_transposed<V>(M, ld, rows, n, y, expected_transposed);
+    expect_close(found, expected, "product_pair", rows, n);
+    expect_close(found_transposed, expected_transposed, "product_pair, transposed", rows, n);
   }
   {
     Array<V> found((size_t)rows * ldk), expected((size_t)rows * ldk);
