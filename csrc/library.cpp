@@ -10,7 +10,7 @@
 #include "qp/cpu/dispatch.h"
 
 STABLE_TORCH_LIBRARY(optlayer_native, m) {
-  // optlayer::qp; formulation is 0 auto, 1 split, 2 range. `unsolved` () counts the elements whose status is UNSOLVED:
+  // optlayer::qp; formulation is 0 auto, 1 split, 2 range. `unsolved` counts the elements whose status is UNSOLVED:
   // the engine leaves them to another, and only their status is written.
   m.def(
       "qp(Tensor? P, Tensor q, Tensor? G, Tensor? h, Tensor? A, Tensor? b, Tensor? lb, Tensor? ub, "
@@ -18,7 +18,7 @@ STABLE_TORCH_LIBRARY(optlayer_native, m) {
       "float eps_abs, float eps_rel, int max_iter, int formulation, bool nan_failures, bool keep_factor) -> "
       "(Tensor x, Tensor y, Tensor z, Tensor z_box, Tensor s, Tensor status, Tensor iterations, Tensor weakly_active, "
       "Tensor lower_share, Tensor ray_x, Tensor ray_y, Tensor ray_z, Tensor ray_box, "
-      "Tensor state, Tensor factor, Tensor index, Tensor unsolved)");
+      "Tensor state, Tensor factor, Tensor index, int unsolved)");
   // optlayer::kkt_solve.
   m.def(
       "kkt_solve(Tensor? P, Tensor? G, Tensor? A, Tensor state, Tensor factor, Tensor index, "
@@ -81,7 +81,7 @@ auto qp(Optional P, Tensor q, Optional G, Optional h, Optional A, Optional b, Op
   call.nan_failures = nan_failures, call.keep_factor = keep_factor;
 
   const ScalarType whole = ScalarType::Long, full = ScalarType::Double;
-  Tensor out[17] = {make(batch, n, type),
+  Tensor out[16] = {make(batch, n, type),
                     make(batch, p, type),
                     make(batch, m, type),
                     make(batch, n, type),
@@ -96,8 +96,7 @@ auto qp(Optional P, Tensor q, Optional G, Optional h, Optional A, Optional b, Op
                     make(batch, n, type),
                     make(batch, 2 * n + 2 * r + 2, full),
                     make(batch, keep_factor ? n * n + k * k : 0, full),
-                    make(batch, k, whole),
-                    make(Batch(), -1, whole)};
+                    make(batch, k, whole)};
   void** floats[] = {&call.x,     &call.y,     &call.z,     &call.z_box,  &call.s,
                      nullptr,     nullptr,     nullptr,     &call.lower_share, &call.ray_x,
                      &call.ray_y, &call.ray_z, &call.ray_box};
@@ -119,8 +118,7 @@ auto qp(Optional P, Tensor q, Optional G, Optional h, Optional A, Optional b, Op
     });
     for (int64_t e = 0; e < call.B; e++) unsolved += call.status[e] == UNSOLVED;
   }
-  *static_cast<int64_t*>(out[16].mutable_data_ptr()) = unsolved;
-  return as_tuple(out, std::make_index_sequence<17>());
+  return std::tuple_cat(as_tuple(out, std::make_index_sequence<16>()), std::make_tuple(unsolved));
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> kkt_solve(Optional P, Optional G, Optional A, Tensor state, Tensor factor,

@@ -38,7 +38,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["implement", "kernels", "kkt_solve", "map_batch", "qp"]
+__all__ = ["engines", "implement", "kkt_solve", "map_batch", "qp"]
 
 library = torch.library.Library("optlayer", "DEF")
 
@@ -71,7 +71,7 @@ KKT_CORES = (2, 2, 2, 1, 1, 1, 1, 1, 1, 1)
 
 # ---- kernels ---------------------------------------------------------------------------------------------------------
 
-_engines: dict[str, Callable[..., Any]] = {}
+engines: dict[str, Callable[..., Any]] = {}
 
 
 def implement(name: str, function: Callable[..., Any]) -> Callable[..., Any] | None:
@@ -85,25 +85,23 @@ def implement(name: str, function: Callable[..., Any]) -> Callable[..., Any] | N
     """
     if name not in ("qp", "kkt_solve"):
         raise ValueError(f"optlayer has no operator {name!r}; expected 'qp' or 'kkt_solve'")
-    previous = _engines.get(name)
-    _engines[name] = function
+    previous = engines.get(name)
+    engines[name] = function
     return previous
 
 
 def _kernel(name: str) -> Callable[..., Any]:
     def kernel(*args: Any) -> Any:
-        if name not in _engines:
+        if name not in engines:
             raise NotImplementedError(f"no solver implements optlayer::{name}; importing optlayer registers one")
-        return _engines[name](*args)
+        return engines[name](*args)
 
     return kernel
 
 
-# What torch's dispatcher calls in the end.
-kernels = {name: _kernel(name) for name in ("qp", "kkt_solve")}
-for _name, _function in kernels.items():
+for _name in ("qp", "kkt_solve"):
     for _key in ("CPU", "CUDA"):
-        library.impl(_name, _function, _key)
+        library.impl(_name, _kernel(_name), _key)
 
 
 # ---- shapes ----------------------------------------------------------------------------------------------------------

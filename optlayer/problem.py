@@ -166,30 +166,33 @@ def validate(
 
 
 def _in_order(P: Any, q: Any, G: Any, h: Any, A: Any, b: Any, lb: Any, ub: Any) -> bool:
-    """Whether all are tensors of q's kind and of full shape: the usual case, told quickly; others get a closer look."""
-    if not isinstance(q, Tensor) or (G is None) is not (h is None) or (A is None) is not (b is None):
+    """Whether all are tensors of one kind and of full shape: the usual case, told quickly; others get a closer look."""
+    if not isinstance(q, Tensor):
         return False
-    vector, dtype, device = q.shape, q.dtype, q.device
-    if not vector or vector[-1] == 0 or dtype not in FULL:
-        return False
-    given = [(P, (*vector, vector[-1])), (q, vector)]
-    for M, v in ((G, h), (A, b)):
-        if M is not None:
-            if not isinstance(v, Tensor) or v.ndim == 0:
-                return False
-            side = (*vector[:-1], v.shape[-1])
-            given += (M, (*side, vector[-1])), (v, side)
-    given += (lb, vector), (ub, vector)
-    for t, shape in given:
+    dtype, device = q.dtype, q.device
+    for t in (P, q, G, h, A, b, lb, ub):
         if t is not None and not (
-            isinstance(t, Tensor)
-            and t.shape == shape
-            and t.dtype is dtype
-            and t.device == device
-            and t.layout is STRIDED
+            isinstance(t, Tensor) and t.dtype is dtype and t.device == device and t.layout is STRIDED
         ):
             return False
-    return True
+    vector = q.shape
+    return (
+        dtype in FULL
+        and len(vector) > 0
+        and vector[-1] > 0
+        and (P is None or P.shape == (*vector, vector[-1]))
+        and _rows_in_order(G, h, vector)
+        and _rows_in_order(A, b, vector)
+        and (lb is None or lb.shape == vector)
+        and (ub is None or ub.shape == vector)
+    )
+
+
+def _rows_in_order(M: Tensor | None, v: Tensor | None, vector: torch.Size) -> bool:
+    if M is None or v is None:
+        return M is v
+    sides = v.shape
+    return len(sides) == len(vector) and sides[:-1] == vector[:-1] and M.shape == (*sides, vector[-1])
 
 
 def working_dtype(t: Tensor, name: str = "q") -> torch.dtype:

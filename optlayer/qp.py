@@ -82,10 +82,10 @@ def solve_qp(
     problem = validate(P, q, G, h, A, b, lb, ub)
     dtype = working_dtype(q)
     if settings is None:
-        settings = DEFAULTS[dtype] if not overrides else Settings()
+        settings = Settings(**overrides) if overrides else DEFAULTS[dtype]
     elif not isinstance(settings, Settings):
         raise SettingsError(f"settings is {settings!r}, expected an optlayer.Settings")
-    if overrides:
+    elif overrides:
         settings = settings.override(**overrides)
     settings = settings.resolve(dtype)
     warm = None if warm_start is None else _warm(warm_start, problem, dtype)

@@ -135,7 +135,7 @@ def test_an_unknown_operator_is_named():
 
 
 def test_an_operator_without_engine_says_what_registers_one(monkeypatch):
-    monkeypatch.delitem(ops._engines, "qp")
+    monkeypatch.delitem(ops.engines, "qp")
     with pytest.raises(
         NotImplementedError, match=r"no solver implements optlayer::qp; importing optlayer registers one"
     ):

@@ -91,8 +91,7 @@ def _pull(
     backend: str,
 ) -> list[Tensor | None]:
     """`pull` at a solution, where failed elements take no part unless their u says so; by the engine if it can."""
-    given = (*w, *u)
-    if unwatched(given) and not recording(given):
+    if unwatched((*w, *u), constant=True):
         gradients = choose.pull(w, u, shapes, wanted, backend)
         if gradients is not None:
             return gradients
@@ -202,10 +201,14 @@ def solve(
     differentiates; an eager call that nothing differentiates goes to the operator at once.
     """
     tensors = (P, q, G, h, A, b, lb, ub)
-    starts = (None, None, None, None) if warm is None else tuple(warm)
-    if torch.compiler.is_compiling() or recording(tensors) or autocast_on(q.device.type):
-        return Raw(*_tracked_solve(*tensors, *starts, *options))
-    return Raw(*run("qp", (*tensors, *starts), *options, False))
+    given = (*tensors, *(warm or (None, None, None, None)))
+    if torch.compiler.is_compiling():
+        return Raw(*_tracked_solve(*given, *options))
+    if unwatched(given, constant=True):
+        return Raw(*ops.engines["qp"](*given, *options, False))
+    if recording(tensors) or autocast_on(q.device.type):
+        return Raw(*_tracked_solve(*given, *options))
+    return Raw(*run("qp", given, *options, False))
 
 
 def adjoint(

@@ -43,29 +43,31 @@ def recording(tensors: Sequence[Tensor | None]) -> bool:
     return False
 
 
-def unwatched(tensors: Sequence[Tensor | None]) -> bool:
+def unwatched(tensors: Sequence[Tensor | None], constant: bool = False) -> bool:
     """Whether only the engine would see an operator's call with these tensors: ordinary ones, on the CPU.
 
-    No transform, mode, tracer, tensor subclass or autocast waits for the call then.
+    No transform, mode, tracer, tensor subclass or autocast waits for the call then; and if `constant`, no derivative.
     """
+    tracked = constant and torch.is_grad_enabled()
     for t in tensors:
-        if t is not None and (type(t) not in _PLAIN or not t.is_cpu):
+        if t is not None and (type(t) not in _PLAIN or not t.is_cpu or (tracked and t.requires_grad)):
             return False
     return (
         torch._C._dispatch_tls_local_include_set() in _KEYS
         and not torch._C._len_torch_function_stack()
         and not torch._C._is_any_autocast_enabled()
+        and not (constant and forward_ad._current_level >= 0)
     )
 
 
 def run(operator: str, tensors: Sequence[Tensor | None], *options: Any) -> Any:
     """An operator below autograd, in full precision.
 
-    Its kernel is called at once where nothing else would see the call: on a small problem the way through torch's
+    Its engine is called at once where nothing else would see the call: on a small problem the way through torch's
     dispatcher takes as long as the solve.
     """
-    if unwatched(tensors):
-        return ops.kernels[operator](*tensors, *options)
+    if operator in ops.engines and unwatched(tensors):
+        return ops.engines[operator](*tensors, *options)
     device = next(t.device.type for t in tensors if t is not None)
     with below_autograd(), full_precision(device):
         return getattr(ops, operator)(*tensors, *options)

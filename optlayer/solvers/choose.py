@@ -32,23 +32,22 @@ PROOF = {torch.float64: 1e-9, torch.float32: 5e-7}
 DELTA = {torch.float64: 1e-12, torch.float32: 1e-7}
 
 
-def _native(backend: str, device: torch.device, n: int, rows: int) -> bool:
-    """Whether the compiled engine takes a call."""
+def _native(backend: str, t: Tensor, rows: int) -> bool:
+    """Whether the compiled engine takes a call with such tensors, (*batch, n), and so many rows."""
+    if backend == "auto":
+        return native.available() and t.is_cpu and 0 < t.shape[-1] <= native.LARGEST - rows
     if backend == "reference":
         return False
-    there = native.available() and device.type == "cpu"
-    if backend == "native":
-        if not there:
-            why = native.why_not() or f"it runs on the cpu, the data are on {device}"
-            raise SettingsError(f"backend is 'native', but the compiled engine cannot be used: {why}")
-        return n > 0
-    return there and 0 < n <= native.LARGEST - rows
+    if not native.available() or not t.is_cpu:
+        why = native.why_not() or f"it runs on the cpu, the data are on {t.device}"
+        raise SettingsError(f"backend is 'native', but the compiled engine cannot be used: {why}")
+    return t.shape[-1] > 0
 
 
 def _qp(*arguments: Any) -> tuple[Tensor, ...]:
     q, h, b, backend, on_failure = arguments[1], arguments[3], arguments[5], arguments[15], arguments[17]
     rows = (0 if h is None else h.shape[-1]) + (0 if b is None else b.shape[-1])
-    if _native(backend, q.device, q.shape[-1], rows):
+    if _native(backend, q, rows):
         out, left = native.qp(*arguments)
         if left:
             _solve_rest(out, arguments)
@@ -56,7 +55,7 @@ def _qp(*arguments: Any) -> tuple[Tensor, ...]:
         out = _reference_qp(*arguments)
     if on_failure in ("raise", "warn"):
         _announce(out[5], arguments[:8], on_failure)
-    return tuple(out)
+    return out
 
 
 def _solve_rest(out: Sequence[Tensor], arguments: Sequence[Any]) -> None:
@@ -181,8 +180,8 @@ def _slack(q: Tensor, G: Tensor | None, h: Tensor | None, x: Tensor, batch: torc
 
 
 def _kkt_solve(*arguments: Any) -> tuple[Tensor, ...]:
-    state, _, _, rx, ry, rz, _, backend = arguments[3:]
-    if _native(backend, state.device, rx.shape[-1], ry.shape[-1] + rz.shape[-1]):
+    rx, ry, rz, _, backend = arguments[6:]
+    if _native(backend, rx, ry.shape[-1] + rz.shape[-1]):
         return native.kkt_solve(*arguments)
     return _reference_kkt_solve(*arguments)
 
@@ -262,15 +261,14 @@ def pull(
         the batch's dimensions only.
     """
     (x, y, z), (ux, uy, uz) = w, u
-    *batch, n = ux.shape
-    p, m = uy.shape[-1], uz.shape[-1]
-    if not _native(backend, ux.device, n, p + m):
+    if not _native(backend, ux, uy.shape[-1] + uz.shape[-1]):
         return None
+    batch = ux.shape[:-1]
     kinds = []
     for shape, want in zip(shapes, wanted, strict=True):
         if shape is None or not want:
             kinds.append(0)
-        elif list(shape[:-2]) == batch:
+        elif shape[:-2] == batch:
             kinds.append(1)
         elif shape[:-2].numel() == 1:
             kinds.append(2)

@@ -75,10 +75,9 @@ def qp(*arguments: Any) -> tuple[tuple[Tensor, ...], int]:
     Args: those of the operator.
     Returns: its outputs, and the number of elements with the status UNSOLVED, whose other outputs hold nothing.
     """
-    *tensors, eps_abs, eps_rel, max_iter, _, formulation, on_failure, keep_factor = arguments
-    form, nan = FORMULATIONS.index(formulation), on_failure == "nan"
-    out = _qp(*tensors, eps_abs, eps_rel, max_iter, form, nan, keep_factor)
-    return out[:-1], out[-1].item()
+    form, nan = FORMULATIONS.index(arguments[16]), arguments[17] == "nan"
+    out = _qp(*arguments[:15], form, nan, arguments[18])
+    return out[:-1], out[-1]
 
 
 def kkt_solve(*arguments: Any) -> tuple[Tensor, ...]:
@@ -96,10 +95,9 @@ def pull(*arguments: Any) -> tuple[Tensor, ...]:
 # ---- fake kernels ----------------------------------------------------------------------------------------------------
 
 
-def _qp_fake(*arguments: Any) -> tuple[Tensor, ...]:
+def _qp_fake(*arguments: Any) -> tuple[Any, ...]:
     full = *arguments[:15], "native", "auto", "nan", arguments[17]
-    out = ops.qp_fake(*full)
-    return *out, torch.empty((), dtype=torch.int64, device=out[0].device)
+    return *ops.qp_fake(*full), 0
 
 
 def _kkt_solve_fake(*arguments: Any) -> tuple[Tensor, ...]:
