@@ -32,12 +32,14 @@ OPTLAYER_INLINE void diagonal_tile(const V* K, ptrdiff_t ldk, const V* add, V* L
     OPTLAYER_UNROLL for (int s = 0; s <= r; s++) L[(j + r) * ldl + j + s] = c[r][s];
 }
 
-// A block of rows after the other: the rows of L above the block pass once by all of its tiles.
+// A block of rows after the other: the rows of L above the block pass once by all of its tiles. A small matrix is one
+// block, so that every pivot has all the rows below it to hide behind.
 template <class V>
 static Mask<V> cholesky_packed(const V* K, ptrdiff_t ldk, const V* add, V* L, ptrdiff_t ldl, V* inv, int n) {
   Mask<V> ok(true);
-  for (int begin = 0; begin < n; begin += BLOCK) {
-    const int end = begin + BLOCK < n ? begin + BLOCK : n;
+  const int block = n <= 2 * BLOCK ? 2 * BLOCK : BLOCK;
+  for (int begin = 0; begin < n; begin += block) {
+    const int end = begin + block < n ? begin + block : n;
     for (int j = 0; j < end; j += TILE_COLUMNS) {
       if (j >= begin)
         with_size<TILE_COLUMNS>(end - j, [&](auto S) __attribute__((always_inline)) {
