@@ -142,6 +142,14 @@ struct Polisher {
     fresh = fresh && !which;
   }
 
+  // The lanes whose K has no more heavy rows than are kept. Where it has, the rows to keep have to be chosen such that
+  // they span all of them, which the kernels leave to the reference engine.
+  Mask<V> fits() const {
+    V heavy(0);
+    for (int i = 0; i < r; i++) heavy += select(w[i] > V(1), V(1), V(0));
+    return heavy <= V(system.slots);
+  }
+
   // State, factor and index of the first `used` lanes for the backward pass; lanes not `solved` have none. Factors that
   // are not those of (w, w_box) are made anew.
   void write(const Program<V>& Q, const SolveCall& call, const Elements<V>& elements, Mask<V> solved) {

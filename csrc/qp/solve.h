@@ -85,7 +85,7 @@ struct Solver {
     polisher.reset();
     interior.certificates.clear(Q.n, Q.r);
     V iterations(0);
-    Mask<V> solved(false), finished(false), infeasible(false), unbounded(false);
+    Mask<V> solved(false), infeasible(false), unbounded(false);
     for (int form = 0; form < 2; form++) {
       const Mask<V> which = form == 0 ? in_range : good && !in_range;
       if (!any(which)) continue;
@@ -112,7 +112,7 @@ struct Solver {
       iterations = select(which, interior.iterations, iterations);
     }
     V status((double)UNSOLVED);
-    status = select(solved && polisher.merit <= V(1), V((double)SOLVED), status);
+    status = select(solved && polisher.merit <= V(1) && polisher.fits(), V((double)SOLVED), status);
     status = select(infeasible || crossed, V((double)PRIMAL_INFEASIBLE), status);
     status = select(unbounded, V((double)DUAL_INFEASIBLE), status);
     status = select(invalid, V((double)INVALID_DATA), status);

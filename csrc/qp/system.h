@@ -237,6 +237,7 @@ struct System {
       for (int j = 0; j < n; j++) right_x[j] = select(lost, right_x[j] - a[j], right_x[j]);
       for (int i = 0; i < r; i++) right_v[i] = select(lost, right_v[i] - b[i], right_v[i]);
       refine(Q, right_x, right_v, r_box, false, refinements, lost, bounded);
+      straighten(Q, lost);
       for (int j = 0; j < n; j++) ux[j] = select(lost, x[j], ux[j]);
       for (int i = 0; i < r; i++) uv[i] = select(lost, v[i], uv[i]);
       if (bounded) {
@@ -247,6 +248,22 @@ struct System {
   }
 
  private:
+  // The solution of least norm has no part that K maps to zero, but rounding over rho leaves one. Two steps of inverse
+  // iteration point at it.
+  void straighten(const Program<V>& Q, Mask<V> which) {
+    solve_factored(Q, x, v, try_a, try_b);
+    solve_factored(Q, try_a, try_b, try_x, try_v);
+    const V once = larger(norm(try_a, n), norm(try_b, r)), twice = larger(norm(try_x, n), norm(try_v, r));
+    which = which && twice > V(1e-3 / RHO) * once;
+    V along(0), square(0);
+    const V unit = V(1) / larger(twice, V(1e-300));
+    for (int j = 0; j < n; j++) try_x[j] *= unit, along += try_x[j] * x[j], square += try_x[j] * try_x[j];
+    for (int i = 0; i < r; i++) try_v[i] *= unit, along += try_v[i] * v[i], square += try_v[i] * try_v[i];
+    const V part = along / square;
+    for (int j = 0; j < n; j++) x[j] = select(which, x[j] - part * try_x[j], x[j]);
+    for (int i = 0; i < r; i++) v[i] = select(which, v[i] - part * try_v[i], v[i]);
+  }
+
   // All rows in their order, also those of weight 0: where they are few that is quicker than to choose.
   Mask<V> take_all() {
     split.k = r, split.condensed = false;
