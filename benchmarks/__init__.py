@@ -5,6 +5,7 @@
     gradients     the gradient of every kind of hard case, beside its exact value
     softmax       the Jacobian of the softmax problem, beside its closed form
     throughput    right answers per second on the workloads of the field, beside five other libraries
+    kernels       GFLOP/s of the dense kernels in C++, by size
     growth        cost over the batch and the size, latency of one problem, two threads
 
 Each prints a table and writes it to ``benchmarks/results``. No answer counts before ``referee.py``, which knows numpy

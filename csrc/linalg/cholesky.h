@@ -61,29 +61,27 @@ static Mask<V> cholesky_packed(const V* K, ptrdiff_t ldk, const V* add, V* L, pt
 
 // Columns [begin, end) of L for rows begin .. end, whose strip is T (end columns, those below begin finished).
 template <int VECTORS>
-OPTLAYER_INLINE bool diagonal_strip(Wide* T, const double* add, double* inv, int begin, int end) {
+OPTLAYER_INLINE bool diagonal_strip(Wide* T, double* inv, int begin, int end) {
   constexpr int ROWS = VECTORS * WIDTH;
   bool ok = true;
   for (int j = begin; j < end; j += TILE_COLUMNS)
     with_size<TILE_COLUMNS>(end - j, [&](auto S) __attribute__((always_inline)) {
-      constexpr int COLUMNS = S.value;
-      Wide c[VECTORS][COLUMNS];
-      load_tile(c, T + j * VECTORS, 1, VECTORS);
-      add_products<-1>(c, T, 1, VECTORS, reinterpret_cast<const double*>(T) + (j - begin), 1, ROWS, j);
-      store_tile(c, T + j * VECTORS, 1, VECTORS);
-      double square[COLUMNS][COLUMNS], lower[COLUMNS * COLUMNS];
-      const double* corner = reinterpret_cast<const double*>(T + j * VECTORS) + (j - begin);
-      OPTLAYER_UNROLL for (int r = 0; r < COLUMNS; r++) {
-        OPTLAYER_UNROLL for (int s = 0; s <= r; s++) square[r][s] = corner[s * ROWS + r];
-        if (add != nullptr) square[r][r] += add[j + r];
-      }
-      factor_tile(square, inv + j, ok);
-      OPTLAYER_UNROLL for (int r = 0; r < COLUMNS; r++)
-        OPTLAYER_UNROLL for (int s = 0; s <= r; s++) lower[r * COLUMNS + s] = square[r][s];
-      solve_tile(c, lower, COLUMNS, inv + j);
-      store_tile(c, T + j * VECTORS, 1, VECTORS);
-      double* place = reinterpret_cast<double*>(T + j * VECTORS) + (j - begin);
-      OPTLAYER_UNROLL for (int r = 0; r < COLUMNS; r++) place[r * ROWS + r] = square[r][r];
+      with_size<VECTORS>(VECTORS - (j - begin) / WIDTH, [&](auto U) __attribute__((always_inline)) {
+        constexpr int COLUMNS = S.value, ABOVE = VECTORS - U.value;  // vectors of rows above the diagonal
+        Wide c[U.value][COLUMNS], *tile = T + j * VECTORS + ABOVE;
+        load_tile(c, tile, 1, VECTORS);
+        add_products<-1>(c, T + ABOVE, 1, VECTORS, reinterpret_cast<const double*>(T) + (j - begin), 1, ROWS, j);
+        store_tile(c, tile, 1, VECTORS);
+        double square[COLUMNS][COLUMNS], lower[COLUMNS * COLUMNS];
+        const double* corner = reinterpret_cast<const double*>(T + j * VECTORS) + (j - begin);
+        OPTLAYER_UNROLL for (int r = 0; r < COLUMNS; r++)
+          OPTLAYER_UNROLL for (int s = 0; s <= r; s++) square[r][s] = corner[s * ROWS + r];
+        factor_tile(square, inv + j, ok);
+        OPTLAYER_UNROLL for (int r = 0; r < COLUMNS; r++)
+          OPTLAYER_UNROLL for (int s = 0; s <= r; s++) lower[r * COLUMNS + s] = square[r][s];
+        solve_tile(c, lower, COLUMNS, inv + j);
+        store_tile(c, tile, 1, VECTORS);
+      });
     });
   return ok;
 }
@@ -97,8 +95,10 @@ OPTLAYER_FUNCTION bool cholesky_strips(const double* K, ptrdiff_t ldk, const dou
     const int rows = n - begin < STRIP_ROWS ? n - begin : STRIP_ROWS, end = begin + rows;
     with_size<STRIP>(vectors(rows), [&](auto V) __attribute__((always_inline)) {
       load_strip<V.value>(T, K + begin * ldk, ldk, rows, end);
+      double* diagonal = reinterpret_cast<double*>(T + begin * V.value);
+      for (int r = 0; add != nullptr && r < rows; r++) diagonal[r * (V.value * WIDTH + 1)] += add[begin + r];
       solve_strip<V.value>(L, ldl, inv, begin, T);
-      ok = diagonal_strip<V.value>(T, add, inv, begin, end) && ok;
+      ok = diagonal_strip<V.value>(T, inv, begin, end) && ok;
       store_strip<V.value>(T, L + begin * ldl, ldl, rows, end, begin + 1);
     });
   }
