@@ -117,6 +117,7 @@ def _options(settings: Settings) -> derivative.Options:
         settings.backend,
         settings.formulation,
         settings.on_failure,
+        settings.factorisation == "keep",
     )
 
 

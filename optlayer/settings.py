@@ -12,6 +12,7 @@ from .errors import SettingsError
 BACKENDS = ("auto", "native", "reference")
 FORMULATIONS = ("auto", "split", "range")
 ON_FAILURE = ("nan", "raise", "warn", "ignore")
+FACTORISATION = ("keep", "recompute")
 DEFAULT_EPS = {torch.float64: 1e-9, torch.float32: 1e-5}
 
 
@@ -34,6 +35,9 @@ class Settings:
         on_failure: what to do about elements that are not solved: ``"nan"`` (fill them with NaN), ``"raise"`` (a
             :class:`optlayer.SolverError` that names element and status), ``"warn"`` (a ``RuntimeWarning`` that does) or
             ``"ignore"`` (return the best iterate).  ``"raise"`` and ``"warn"`` make the host wait for the device.
+        factorisation: what backward solves with: ``"keep"`` (the factors that the solve leaves behind, n^2 +
+            min(m + p, 2n)^2 numbers for each element; quickest) or ``"recompute"`` (they are made anew from a few
+            vectors when backward comes; for batches whose factors would not fit into memory).
 
     Raises:
         SettingsError: a name is no field, a field has a wrong type, or a value is out of its range; the message names
@@ -43,7 +47,7 @@ class Settings:
         >>> import torch
         >>> from optlayer import Settings
         >>> Settings(eps_abs=1e-6).resolve(torch.float64)
-        Settings(eps_abs=1e-06, eps_rel=1e-09, max_iter=200, backend='auto', formulation='auto', on_failure='nan')
+        Settings(eps_abs=1e-06, eps_rel=1e-09, max_iter=200, backend='auto', formulation='auto', on_failure='nan', factorisation='keep')
     """
 
     eps_abs: float | None = None
@@ -52,6 +56,7 @@ class Settings:
     backend: Literal["auto", "native", "reference"] = "auto"
     formulation: Literal["auto", "split", "range"] = "auto"
     on_failure: Literal["nan", "raise", "warn", "ignore"] = "nan"
+    factorisation: Literal["keep", "recompute"] = "keep"
 
     def __new__(cls, *_: Any, **given: Any) -> "Settings":
         for name in given:
@@ -69,6 +74,7 @@ class Settings:
         _check_choice("backend", self.backend, BACKENDS)
         _check_choice("formulation", self.formulation, FORMULATIONS)
         _check_choice("on_failure", self.on_failure, ON_FAILURE)
+        _check_choice("factorisation", self.factorisation, FACTORISATION)
 
     def override(self, **overrides: Any) -> "Settings":
         """These settings with some fields replaced; an unknown name raises :class:`SettingsError`."""

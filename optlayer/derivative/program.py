@@ -40,6 +40,7 @@ class Options(NamedTuple):
     backend: str
     formulation: str
     on_failure: str
+    keep_factor: bool = True  # where something differentiates; else nothing is kept
 
 
 class Raw(NamedTuple):
@@ -175,7 +176,7 @@ def _tracked_solve(*args: Any) -> tuple[Tensor, ...]:
     if autocast_on(args[1].device.type):  # half precision is solved in float32, as torch.linalg does
         half = torch.float16, torch.bfloat16
         tensors = tuple(t.float() if t is not None and t.dtype in half else t for t in tensors)
-    out: tuple[Tensor, ...] = apply(Solution, *tensors, *args[12:], recording(tensors[:8]))
+    out: tuple[Tensor, ...] = apply(Solution, *tensors, *args[12:-1], args[-1] and recording(tensors[:8]))
     return out
 
 
@@ -198,17 +199,17 @@ def solve(
 
     Shapes are those of the operator ``optlayer::qp``, and the arguments are taken to be valid.  `warm` holds
     (x0, y0, z0, z_box0), which are constants: they receive no gradient.  The factorisation is kept only when something
-    differentiates; an eager call that nothing differentiates goes to the operator at once.
+    differentiates, and only if the options say so; an eager call that nothing differentiates goes to the operator at once.
     """
     tensors = (P, q, G, h, A, b, lb, ub)
     given = (*tensors, *(warm or (None, None, None, None)))
     if torch.compiler.is_compiling():
         return Raw(*_tracked_solve(*given, *options))
     if unwatched(given, constant=True):
-        return Raw(*ops.engines["qp"](*given, *options, False))
+        return Raw(*ops.engines["qp"](*given, *options[:-1], False))
     if recording(tensors) or autocast_on(q.device.type):
         return Raw(*_tracked_solve(*given, *options))
-    return Raw(*run("qp", given, *options, False))
+    return Raw(*run("qp", given, *options[:-1], False))
 
 
 def adjoint(
