@@ -46,8 +46,10 @@ class Settings:
     Example:
         >>> import torch
         >>> from optlayer import Settings
-        >>> Settings(eps_abs=1e-6).resolve(torch.float64)
-        Settings(eps_abs=1e-06, eps_rel=1e-09, max_iter=200, backend='auto', formulation='auto', on_failure='nan', factorisation='keep')
+        >>> Settings(eps_abs=1e-6).resolve(torch.float64).eps_rel
+        1e-09
+        >>> Settings(max_iter=50).override(on_failure="raise").max_iter
+        50
     """
 
     eps_abs: float | None = None

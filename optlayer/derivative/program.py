@@ -199,7 +199,7 @@ def solve(
 
     Shapes are those of the operator ``optlayer::qp``, and the arguments are taken to be valid.  `warm` holds
     (x0, y0, z0, z_box0), which are constants: they receive no gradient.  The factorisation is kept only when something
-    differentiates, and only if the options say so; an eager call that nothing differentiates goes to the operator at once.
+    differentiates and the options say so; an eager call that nothing differentiates goes to the operator at once.
     """
     tensors = (P, q, G, h, A, b, lb, ub)
     given = (*tensors, *(warm or (None, None, None, None)))
