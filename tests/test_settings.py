@@ -52,9 +52,9 @@ def test_an_unknown_field_is_named_and_the_known_ones_listed() -> None:
     ],
 )
 def test_a_misspelt_name_comes_with_the_one_that_was_meant(name: str, hint: str) -> None:
-    with pytest.raises(SettingsError, match=re.escape(f"formulation, on_failure{hint}") + "$"):
+    with pytest.raises(SettingsError, match=re.escape(f"formulation, on_failure, factorisation{hint}") + "$"):
         Settings().override(**{name: 1})
-    with pytest.raises(SettingsError, match=re.escape(f"formulation, on_failure{hint}") + "$"):
+    with pytest.raises(SettingsError, match=re.escape(f"formulation, on_failure, factorisation{hint}") + "$"):
         Settings(**{name: 1})
 
 
