@@ -59,14 +59,14 @@ inline const Engine& engine() {
 // ---- one or several problems at a time -------------------------------------------------------------------------------
 
 constexpr int64_t SMALL = 24;    // n + m + p up to which lanes are always worth it, also for a single problem
-constexpr int64_t MEDIUM = 160;  // and up to which they are for more than one problem a thread
+constexpr int64_t MEDIUM = 160;  // and up to which they are for more than one
 constexpr double WORTH = 2e4;    // multiplications that are worth a thread
 constexpr double STEPS = 10;     // factorisations in a solve
 
 inline const Kernels& kernels(int64_t B, int64_t n, int64_t rows) {
   const Engine& best = engine();
-  const int64_t size = n + rows, threads = torch::stable::get_num_threads();
-  return size <= SMALL || (size <= MEDIUM && B >= 2 * threads) ? best.pack : best.single;
+  const int64_t size = n + rows;
+  return size <= SMALL || (size <= MEDIUM && B > 1) ? best.pack : best.single;
 }
 
 // Multiplications in one solve, and in one solve with a kept factor.
