@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from optlayer.solvers import native
+
 
 @pytest.fixture(autouse=True)
 def _same_world_afterwards() -> Iterator[None]:
@@ -25,3 +27,14 @@ def data_folder() -> Path:
     if not root or not Path(root).is_dir():
         pytest.skip(f"no folder of problems: OPTLAYER_TEST_DATA is {root or 'not set'}")
     return Path(root)
+
+
+@pytest.fixture(params=["native", "reference"])
+def engine(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The engine behind the backend "auto"; "reference" stands for an installation without the compiled engine."""
+    name: str = request.param
+    if name == "native" and not native.available():
+        pytest.skip(f"there is no compiled engine: {native.why_not()}")
+    if name == "reference":
+        monkeypatch.setattr(native, "available", lambda: False)
+    return name

@@ -9,7 +9,8 @@ the active set, one LU solve on that set gives the solution to rounding, and kkt
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,16 +18,41 @@ from torch import Tensor
 from optlayer import ops
 from optlayer.status import Status
 
+Kernel = Callable[..., tuple[Tensor, ...]]
 calls = {"qp": 0, "kkt_solve": 0}
 
 
 @contextlib.contextmanager
 def installed() -> Iterator[dict[str, int]]:
     """The operators run on this engine; yields the number of calls of each."""
-    previous = {name: ops.implement(name, kernel) for name, kernel in (("qp", qp), ("kkt_solve", kkt_solve))}
+    with _kernels(qp=qp, kkt_solve=kkt_solve):
+        yield calls
+
+
+@contextlib.contextmanager
+def counted() -> Iterator[dict[str, int]]:
+    """The operators run on the engine that ships; yields the number of calls of each."""
+
+    def counting(name: str) -> Kernel:
+        shipped = ops.engines[name]
+
+        def kernel(*arguments: Any) -> tuple[Tensor, ...]:
+            calls[name] += 1
+            return shipped(*arguments)
+
+        return kernel
+
+    with _kernels(**{name: counting(name) for name in calls}):
+        yield calls
+
+
+@contextlib.contextmanager
+def _kernels(**kernels: Kernel) -> Iterator[None]:
+    """The operators run on these kernels, and all counts are zero."""
+    previous = {name: ops.implement(name, kernel) for name, kernel in kernels.items()}
     calls.update(qp=0, kkt_solve=0)
     try:
-        yield calls
+        yield
     finally:
         for name, kernel in previous.items():
             if kernel is not None:

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 from optlayer.derivative import Options, solve
+from optlayer.settings import DEFAULT_EPS
 
 OPTIONS = Options(eps_abs=1e-9, eps_rel=1e-9, max_iter=200, backend="auto", formulation="auto", on_failure="nan")
 
@@ -75,7 +76,8 @@ def regular(
 
 def outputs(*program: Tensor | None) -> tuple[Tensor, ...]:
     """The differentiable outputs x, y, z, z_box, s as a function of the eight blocks of data."""
-    return solve(*program, None, OPTIONS)[:5]
+    eps = DEFAULT_EPS[torch.promote_types(program[1].dtype, torch.float32)]
+    return solve(*program, None, OPTIONS._replace(eps_abs=eps, eps_rel=eps))[:5]
 
 
 def loss(*program: Tensor | None) -> Tensor:

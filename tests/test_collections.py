@@ -9,6 +9,7 @@ from benchmarks.engine import CERTIFICATE, solve, solve_all
 from optlayer import Status
 
 pytestmark = [
+    pytest.mark.usefixtures("engine"),
     pytest.mark.data,
     pytest.mark.skipif(
         not (referee.data_root() / "mm").exists(),

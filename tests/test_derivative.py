@@ -10,6 +10,8 @@ from torch.autograd import gradcheck, gradgradcheck
 
 from optlayer.derivative import adjoint, solve
 
+pytestmark = pytest.mark.parametrize("engine", ["dense", "native", "reference"], indirect=True)
+
 BLOCKS = {
     "no G": ("G", "h"),
     "no A": ("A", "b"),
@@ -22,8 +24,8 @@ BLOCKS = {
 
 
 @pytest.fixture(autouse=True)
-def calls():
-    with dense_engine.installed() as counted:
+def calls(engine):
+    with dense_engine.installed() if engine == "dense" else dense_engine.counted() as counted:
         yield counted
 
 

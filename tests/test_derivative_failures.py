@@ -8,13 +8,15 @@ from regular import OPTIONS, close, loss, outputs, regular, tracked
 
 from optlayer.derivative import adjoint, solve
 
+pytestmark = pytest.mark.parametrize("engine", ["dense", "native", "reference"], indirect=True)
+
 NAMES = ("P", "q", "G", "h", "A", "b", "lb", "ub")
 BAD = 1  # the element that fails, between two that do not
 
 
 @pytest.fixture(autouse=True)
-def calls():
-    with dense_engine.installed() as counted:
+def calls(engine):
+    with dense_engine.installed() if engine == "dense" else dense_engine.counted() as counted:
         yield counted
 
 

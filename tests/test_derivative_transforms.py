@@ -8,12 +8,14 @@ from regular import close, loss, outputs, regular, tracked
 from torch.autograd import forward_ad
 from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, vjp, vmap
 
+pytestmark = pytest.mark.parametrize("engine", ["dense", "native", "reference"], indirect=True)
+
 ALL = tuple(range(8))
 
 
 @pytest.fixture(autouse=True)
-def calls():
-    with dense_engine.installed() as counted:
+def calls(engine):
+    with dense_engine.installed() if engine == "dense" else dense_engine.counted() as counted:
         yield counted
 
 

@@ -21,6 +21,8 @@ from benchmarks.engine import solve, solve_all
 from benchmarks.referee import Array, Problem
 from optlayer import Status
 
+pytestmark = pytest.mark.usefixtures("engine")
+
 linprog = pytest.importorskip("scipy.optimize").linprog
 
 

@@ -12,6 +12,8 @@ from benchmarks import gradients
 from benchmarks.exact import known
 from optlayer import Status
 
+pytestmark = pytest.mark.usefixtures("engine")
+
 BAR = 1e-6
 """Of the relative error of the worst parameter in float64: rounding times the condition of the active set's KKT system,
 refined; the regular cases come to 1e-13, cond(P) = 1e12 to 1e-8."""

@@ -8,6 +8,8 @@ from optlayer.instance import stack, unstack
 from optlayer.io import read
 
 # The minimisers that the books print as fractions.
+pytestmark = pytest.mark.usefixtures("engine")
+
 MINIMISERS = {
     "HS21": ([2, 0], 1),
     "HS28": ([1, -1, 1], 2),

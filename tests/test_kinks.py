@@ -9,6 +9,8 @@ from optlayer import Status, solve_qp
 
 f64 = torch.float64
 
+pytestmark = pytest.mark.usefixtures("engine")
+
 
 def tensor(*values: float) -> Tensor:
     return torch.tensor(values, dtype=f64)

@@ -20,7 +20,7 @@ def calls():
 
 
 def solved(program, keep_factor=True):
-    return ops.qp(*program, *COLD, *OPTIONS, keep_factor)
+    return ops.qp(*program, *COLD, *OPTIONS[:-1], keep_factor)
 
 
 def kkt_arguments(program, out, *extra):
@@ -71,8 +71,8 @@ def test_leading_dimensions_broadcast():
 @pytest.mark.parametrize("requires_grad", [False, True])
 def test_opcheck_of_qp(requires_grad):
     program = [t.clone().requires_grad_(requires_grad) for t in regular(2)[0]]
-    torch.library.opcheck(ops.qp, (*program, *COLD, *OPTIONS, True))
-    torch.library.opcheck(ops.qp, (None, program[1], None, None, *program[4:], *COLD, *OPTIONS, False))
+    torch.library.opcheck(ops.qp, (*program, *COLD, *OPTIONS[:-1], True))
+    torch.library.opcheck(ops.qp, (None, program[1], None, None, *program[4:], *COLD, *OPTIONS[:-1], False))
 
 
 @pytest.mark.parametrize("requires_grad", [False, True])

@@ -14,6 +14,8 @@ from optlayer.problem import NAMES, Problem
 from optlayer.testing import assert_gradients, assert_optimal, random_qp
 
 F64 = torch.float64
+pytestmark = pytest.mark.usefixtures("engine")
+
 VALUES = ("x", "y", "z", "z_box", "s")
 
 

@@ -11,6 +11,8 @@ from benchmarks.engine import solve
 from benchmarks.referee import Array, Problem, data_root, from_rows
 from optlayer import Status
 
+pytestmark = pytest.mark.usefixtures("engine")
+
 FILE = data_root() / "unit_cases.json"
 CASES: list[dict[str, Any]] = json.loads(FILE.read_text())["cases"] if FILE.exists() else []
 SOLVED, PRIMAL, DUAL = {Status.SOLVED}, {Status.PRIMAL_INFEASIBLE}, {Status.DUAL_INFEASIBLE}

@@ -17,6 +17,8 @@ from benchmarks.exact import known
 from benchmarks.referee import Array, Problem
 from optlayer import Status
 
+pytestmark = pytest.mark.usefixtures("engine")
+
 EXACT = 1e-8
 """Of |x - x*| relative to max(1, |x*|): the polish solves the active set's KKT system (condition < 1e6) to rounding."""
 
