@@ -25,7 +25,10 @@ struct System {
   static constexpr double SLOWER = 1e3, NEAR_ROUNDING = 1e-11;  // so is one that gains that much less, near rounding
   static constexpr double INCONSISTENT = 1e-7;  // a right-hand side that leaves more is outside the range of K
   static constexpr double SURE = 1e-6;                 // a gain that the next refinement is sure to have again
-  static constexpr int PROJECTIONS = 4;
+  static constexpr double SINGULAR = 1e-8;             // squared pivots of scaled data below this
+  static constexpr double PURE = 1e-7;                 // of the whole: what is left of a part is 1e-4 of what was taken out
+  static constexpr double VANISHING = 1e-13;           // of a vector: K maps it to zero, but for rounding
+  static constexpr int PASSES = 6;
   static constexpr int WHOLE = 24;  // rows in the range space up to which light ones are not left out
   static constexpr double ROUNDING = 4e-15;  // of the right-hand side: what is left is rounding
 
@@ -222,46 +225,97 @@ struct System {
              V* u_box) {
     refine(Q, rx, rv, r_box, false, refinements, which, bounded);
     const V whole = size;
-    const Mask<V> sound = finite(whole);
+    const Mask<V> sound = finite(whole), lost = which && sound && larger(norm(a, n), norm(b, r)) > V(INCONSISTENT) * whole;
+    const Mask<V> vague = which && sound && (singular() || lost);
+    if (any(lost)) {
+      project(Q, rx, rv, r_box, refinements, lost, ux, uv);
+      rx = right_x, rv = right_v;
+    }
+    if (any(vague)) shorten(Q, rx, rv, r_box, vague);
     for (int j = 0; j < n; j++) ux[j] = select(sound, x[j], V(NAN));
     for (int i = 0; i < r; i++) uv[i] = select(sound, v[i], V(NAN));
     boxes(rx, r_box, u_box);
     for (int j = 0; j < n; j++) u_box[j] = select(sound, u_box[j], V(NAN));
-    for (int j = 0; j < n; j++) right_x[j] = rx[j];
-    for (int i = 0; i < r; i++) right_v[i] = rv[i];
-    Mask<V> lost = which && sound;
-    for (int projection = 0; projection < PROJECTIONS; projection++) {
-      lost = lost && larger(norm(a, n), norm(b, r)) > V(INCONSISTENT) * whole;
-      if (!any(lost)) return;
-      // the residual that no refinement removes is the part outside the range
-      for (int j = 0; j < n; j++) right_x[j] = select(lost, right_x[j] - a[j], right_x[j]);
-      for (int i = 0; i < r; i++) right_v[i] = select(lost, right_v[i] - b[i], right_v[i]);
-      refine(Q, right_x, right_v, r_box, false, refinements, lost, bounded);
-      straighten(Q, lost);
-      for (int j = 0; j < n; j++) ux[j] = select(lost, x[j], ux[j]);
-      for (int i = 0; i < r; i++) uv[i] = select(lost, v[i], uv[i]);
-      if (bounded) {
-        boxes(right_x, r_box, try_a);
-        for (int j = 0; j < n; j++) u_box[j] = select(lost, try_a[j], u_box[j]);
-      }
-    }
   }
 
  private:
-  // The solution of least norm has no part that K maps to zero, but rounding over rho leaves one. Two steps of inverse
-  // iteration point at it.
-  void straighten(const Program<V>& Q, Mask<V> which) {
-    solve_factored(Q, x, v, try_a, try_b);
-    solve_factored(Q, try_a, try_b, try_x, try_v);
-    const V once = larger(norm(try_a, n), norm(try_b, r)), twice = larger(norm(try_x, n), norm(try_v, r));
-    which = which && twice > V(1e-3 / RHO) * once;
-    V along(0), square(0);
-    const V unit = V(1) / larger(twice, V(1e-300));
-    for (int j = 0; j < n; j++) try_x[j] *= unit, along += try_x[j] * x[j], square += try_x[j] * try_x[j];
-    for (int i = 0; i < r; i++) try_v[i] *= unit, along += try_v[i] * v[i], square += try_v[i] * try_v[i];
-    const V part = along / square;
-    for (int j = 0; j < n; j++) x[j] = select(which, x[j] - part * try_x[j], x[j]);
-    for (int i = 0; i < r; i++) v[i] = select(which, v[i] - part * try_v[i], v[i]);
+  // Where K is singular, or so nearly that rho and delta make the difference: solutions are not unique, or multipliers.
+  Mask<V> singular() const {
+    Mask<V> found(false);
+    for (int j = 0; j < n; j++) found = found || split.inv[j] * split.inv[j] * V(SINGULAR) > V(1);
+    for (int s = 0; s < split.k; s++) {
+      const V reach = split.root[s] * split.inv_f[s];
+      found = found || reach * reach * V(SINGULAR) > V(1);
+    }
+    return found;
+  }
+
+  // The part of (try_x, try_v) that K maps to zero: (K + R)^-1 R, where R is the regularisation, leaves it as it is and
+  // 1e-12 of all else. Twice, that nearly singular directions are spared. Returns the lanes where K does so indeed.
+  Mask<V> null_part(const Program<V>& Q) {
+    for (int pass = 0; pass < 2; pass++) {
+      for (int j = 0; j < n; j++) try_a[j] = V(RHO) * free[j] * try_x[j];
+      for (int i = 0; i < r; i++) try_b[i] = V(-DELTA) * there[i] * try_v[i];
+      solve_factored(Q, try_a, try_b, try_x, try_v);
+    }
+    for (int j = 0; j < n; j++) try_x[j] *= free[j], try_Aty[j] = V(0);
+    product(Q.P, Q.ld, n, n, try_x, try_Px);
+    product(Q.C, Q.ld, r, n, try_x, try_Cx);
+    product_transposed(Q.C, Q.ld, r, n, try_v, try_Aty);
+    V left(0);
+    for (int j = 0; j < n; j++) left = larger(free[j] * absolute(try_Px[j] + try_Aty[j] + stiff[j] * try_x[j]), left);
+    for (int i = 0; i < r; i++) left = larger(there[i] * absolute(try_Cx[i] - compliance[i] * try_v[i]), left);
+    return left <= V(VANISHING) * larger(norm(try_x, n), norm(try_v, r));
+  }
+
+  // Project the right-hand side on the range of K in the lanes of `lost`, to right_x and right_v, and solve again there.
+  void project(const Program<V>& Q, const V* rx, const V* rv, const V* r_box, int refinements, Mask<V> lost, V* keep_x,
+               V* keep_v) {
+    const V whole = size;
+    for (int j = 0; j < n; j++) right_x[j] = rx[j], keep_x[j] = x[j];
+    for (int i = 0; i < r; i++) right_v[i] = rv[i], keep_v[i] = v[i];
+    Mask<V> going = lost;
+    for (int pass = 0; pass < PASSES && any(going); pass++) {
+      for (int j = 0; j < n; j++) try_x[j] = free[j] * right_x[j] * V(1 / RHO);
+      for (int i = 0; i < r; i++) try_v[i] = select(there[i] > V(0), right_v[i] * V(-1 / DELTA), V(0));
+      going = going && null_part(Q);
+      V most(0);
+      for (int j = 0; j < n; j++) {
+        const V part = select(going, V(RHO) * try_x[j], V(0));
+        right_x[j] -= part, most = larger(absolute(part), most);
+      }
+      for (int i = 0; i < r; i++) {
+        const V part = select(going, V(-DELTA) * try_v[i], V(0));
+        right_v[i] -= part, most = larger(absolute(part), most);
+      }
+      going = going && most > V(PURE) * whole;
+    }
+    refine(Q, right_x, right_v, r_box, false, refinements, lost, bounded);
+    for (int j = 0; j < n; j++) x[j] = select(lost, x[j], keep_x[j]);
+    for (int i = 0; i < r; i++) v[i] = select(lost, v[i], keep_v[i]);
+    if (bounded) refresh(Q, right_x, right_v, r_box);
+  }
+
+  // Take the part that K maps to zero out of x and v in the lanes of `which`.
+  void shorten(const Program<V>& Q, const V* rx, const V* rv, const V* r_box, Mask<V> which) {
+    for (int pass = 0; pass < PASSES && any(which); pass++) {
+      for (int j = 0; j < n; j++) try_x[j] = x[j];
+      for (int i = 0; i < r; i++) try_v[i] = v[i];
+      which = which && null_part(Q);
+      for (int j = 0; j < n; j++) x[j] = select(which, x[j] - try_x[j], x[j]);
+      for (int i = 0; i < r; i++) v[i] = select(which, v[i] - try_v[i], v[i]);
+      const V left = larger(norm(x, n), norm(v, r)), gone = larger(norm(try_x, n), norm(try_v, r));
+      which = which && gone > V(PURE) * left;
+    }
+    if (bounded) refresh(Q, rx, rv, r_box);
+  }
+
+  // The products at x and v.
+  void refresh(const Program<V>& Q, const V* rx, const V* rv, const V* r_box) {
+    for (int j = 0; j < n; j++) try_x[j] = x[j];
+    for (int i = 0; i < r; i++) try_v[i] = v[i];
+    residual(Q, rx, rv, r_box);
+    keep(Mask<V>(true), Mask<V>(true));
   }
 
   // All rows in their order, also those of weight 0: where they are few that is quicker than to choose.

@@ -31,7 +31,10 @@ REFINEMENTS = 4  # two are enough but for rows that share their weights
 WORTHWHILE = 0.7  # a refinement that leaves more than this of the residual is the last
 SLOWER, NEAR_ROUNDING = 1e3, 1e-11  # so is one that gains so many times less than the one before, near rounding
 INCONSISTENT = 1e-7  # a right-hand side that leaves more than this of itself is outside the range of K
-PROJECTIONS = 4  # each takes all but 1e-4 of that part out
+SINGULAR = 1e-8  # squared pivots of scaled data below this: solutions or multipliers may not be unique
+VANISHING = 1e-13  # of a vector: K maps it to zero, but for rounding
+PASSES = 6  # each leaves 1e-3 or 1e-4 of the part that it takes out
+PURE = 1e-7  # of the whole: a part below this is not looked at again
 ROUNDING = 2e-15  # of the right-hand side: what is left is rounding. 1e-14 costs 1e-7 where cond(P) = 1e12
 
 
@@ -100,30 +103,91 @@ class System:
 
         `start` is a first guess of (u_x, u_v), where a multiplier that is not unique comes out nearest to. Without one,
         a right-hand side outside the range of a singular K (a minimiser or multipliers that are not unique) is
-        projected on it: what is returned is the least squares solution of least norm, in scaled units. A right-hand
-        side that is not finite gives NaN.
+        projected on it, and what K maps to zero is taken out of the solution: what is returned is the least squares
+        solution of least norm, in scaled units. A right-hand side that is not finite gives NaN.
         """
         if start is not None:
             return self._refined(rx, rv, r_box, start, refinements)[:3]
         ux, uv, u_box, a, b, size = self._refined(rx, rv, r_box, None, refinements)
-        for _ in range(PROJECTIONS):
-            left = torch.cat([a, b], 1).abs().amax(1, keepdim=True)
-            lost = (left > INCONSISTENT * size) & size.isfinite()
-            if not lost.any():
-                break
-            # the residual that no refinement removes is the part outside the range
-            (D, E, c) = (t.unsqueeze(-1) for t in self.state.scaling)
-            rx = torch.where(lost, rx - a / (c * D), rx)
-            rv = torch.where(lost, rv - b / E, rv)
+        sound = size.isfinite()
+        lost = sound & (torch.cat([a, b], 1).abs().amax(1, keepdim=True) > INCONSISTENT * size)
+        if lost.any():
+            rx, rv = self._projected(rx, rv, lost, size)
             again = self._refined(rx, rv, r_box, None, refinements)
             ux, uv, u_box = (torch.where(lost, new, old) for new, old in zip(again[:3], (ux, uv, u_box), strict=True))
-            a, b = (torch.where(lost, new, 0.0) for new in again[3:5])
-        spoilt = ~size.isfinite()
+        vague = sound & (lost | (self.singular & self.ok)[:, None, None])
+        if vague.any():
+            ux, uv = self._shortest(ux, uv, vague)
+            if self.bounded:
+                u_box = self._box(rx, r_box, ux, uv)
+        spoilt = ~sound
         return (
             ux.masked_fill(spoilt, torch.nan),
             uv.masked_fill(spoilt, torch.nan),
             u_box.masked_fill(spoilt, torch.nan),
         )
+
+    @property
+    def singular(self) -> Tensor:
+        """Where (B,) K is singular, or so nearly that rho and delta make the difference."""
+        pivots, border = (t.diagonal(dim1=-2, dim2=-1).square() for t in (self.kernel.L, self.kernel.F))
+        dependent = border < SINGULAR * self.kernel.r.square()
+        return (pivots < SINGULAR).any(-1) | dependent.any(-1)
+
+    def _projected(self, rx: Tensor, rv: Tensor, which: Tensor, size: Tensor) -> tuple[Tensor, Tensor]:
+        """The right-hand side without the part outside the range of K; `size` is its largest entry."""
+        (D, E, c), w = (t.unsqueeze(-1) for t in self.state.scaling), self.state.w.unsqueeze(-1)
+        bx, bv = torch.where(self.free.unsqueeze(-1), c * D * rx, 0.0), torch.where(w > 0, E * rv, 0.0)
+        for _ in range(PASSES):
+            x, v, vanishes = self._null_part(bx / RHO, bv / -DELTA)
+            which = which & vanishes
+            x, v = torch.where(which, RHO * x, 0.0), torch.where(which, -DELTA * v, 0.0)
+            bx, bv = bx - x, bv - v
+            rx, rv = rx - x / (c * D), rv - v / E
+            which = which & (torch.cat([x, v], 1).abs().amax(1, keepdim=True) > PURE * size)
+            if not which.any():
+                break
+        return rx, rv
+
+    def _shortest(self, ux: Tensor, uv: Tensor, which: Tensor) -> tuple[Tensor, Tensor]:
+        """u without the part that K maps to zero."""
+        D, E, c = (t.unsqueeze(-1) for t in self.state.scaling)
+        x, v = ux / D, uv * c / E
+        for _ in range(PASSES):
+            part_x, part_v, vanishes = self._null_part(x, v)
+            which = which & vanishes
+            part_x, part_v = torch.where(which, part_x, 0.0), torch.where(which, part_v, 0.0)
+            x, v = x - part_x, v - part_v
+            gone, left = (torch.cat(t, 1).abs().amax(1, keepdim=True) for t in ((part_x, part_v), (x, v)))
+            which = which & (gone > PURE * left)
+            if not which.any():
+                break
+        return D * x, E * v / c
+
+    def _null_part(self, x: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The part of (x, v), in scaled units, that K maps to zero, and where K does so indeed.
+
+        (K + R)^-1 R, where R is the regularisation, leaves that part as it is and 1e-12 of all else. Twice, that nearly
+        singular directions are spared.
+        """
+        (D, E, c), w, w_box = self.state.scaling, self.state.w.unsqueeze(-1), self.state.w_box.unsqueeze(-1)
+        D, E, c = D.unsqueeze(-1), E.unsqueeze(-1), c.unsqueeze(-1)
+        free, there = self.free.unsqueeze(-1), w > 0
+        for _ in range(2):
+            x, v = self.kernel.solve(torch.where(free, RHO * x, 0.0), torch.where(there, -DELTA * v, 0.0))
+        x = torch.where(free, x, 0.0)
+        compliance = torch.where(there, w, 1.0).reciprocal()
+        a = torch.where(free, c * D * mm(self.P, D * x) + D * mm(self.C.mT, E * v) + w_box * x, 0.0)
+        b = torch.where(there, E * mm(self.C, D * x) - compliance * v, 0.0)
+        left, whole = (torch.cat(t, 1).abs().amax(1, keepdim=True) for t in ((a, b), (x, v)))
+        return x, v, left <= VANISHING * whole
+
+    def _box(self, rx: Tensor, r_box: Tensor, ux: Tensor, uv: Tensor) -> Tensor:
+        """What the bounds' multipliers move by."""
+        (D, _, c), w_box = (t.unsqueeze(-1) for t in self.state.scaling), self.state.w_box.unsqueeze(-1)
+        free = self.free.unsqueeze(-1)
+        stiffness = torch.where(free, w_box, 0.0) / (c * D * D)
+        return torch.where(free, stiffness * (ux - r_box), rx - mm(self.P, ux) - mm(self.C.mT, uv))
 
     def _refined(
         self, rx: Tensor, rv: Tensor, r_box: Tensor, start: tuple[Tensor, Tensor] | None, refinements: int
@@ -166,5 +230,5 @@ class System:
             ux, uv = bx + D * dx, bv + Ec * dv
         u_box = torch.zeros_like(bx)
         if self.bounded:
-            u_box = torch.where(free, stiffness * (bx - r_box), rx - mm(self.P, bx) - mm(self.C.mT, bv))
+            u_box = self._box(rx, r_box, bx, bv)
         return bx, bv, u_box, ba, bb, size

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from optlayer.kkt.scaling import equilibrate
+from optlayer.kkt.scaling import Scaling, equilibrate
 from optlayer.kkt.system import CAP, State, System
 
 f64 = torch.float64
@@ -106,3 +106,29 @@ def test_redundant_active_rows_leave_x_determined() -> None:
     ux, uv, _ = System(P, C, state).solve(zero, one, zero)
     torch.testing.assert_close(ux, one / 3, rtol=1e-12, atol=0)
     torch.testing.assert_close(uv.sum(1), torch.full((1, 1), -1 / 3, dtype=f64), rtol=1e-9, atol=0)
+
+
+@pytest.mark.parametrize("consistent", [True, False])
+@pytest.mark.parametrize("rank", [2, 5])
+def test_a_singular_matrix_gives_the_least_squares_solution_of_least_norm(rank: int, consistent: bool) -> None:
+    """Minimisers that are not unique (P of rank 2) or multipliers that are not (rows that depend on each other)."""
+    B, n = 4, 5
+    L = torch.randn(B, n, rank, dtype=f64)
+    P, C = L @ L.mT, torch.randn(B, 3, n, dtype=f64)
+    w, w_box = torch.tensor([inf, inf, 0], dtype=f64).expand(B, 3), torch.zeros(B, n, dtype=f64)
+    if rank == n:
+        C[:, 1] = -0.7 * C[:, 0]
+    else:
+        C[:, :2] = torch.randn(B, 2, rank, dtype=f64) @ L.mT  # within the range of P
+    ones = torch.ones(B, 1, dtype=f64)
+    state = State(Scaling(ones.expand(B, n), ones.expand(B, 3), ones), w, w_box, ones > 0)
+    K = torch.zeros(B, n + 2, n + 2, dtype=f64)
+    K[:, :n, :n], K[:, n:, :n], K[:, :n, n:] = P, C[:, :2], C[:, :2].mT
+    r = torch.randn(B, n + 2, 3, dtype=f64)
+    r = K @ r if consistent else r
+    zero = torch.zeros(B, n, 3, dtype=f64)
+    ux, uv, _ = System(P, C, state).solve(r[:, :n], torch.cat([r[:, n:], zero[:, :1]], 1), zero)
+    u = torch.cat([ux, uv[:, :2]], 1)
+    expected = torch.linalg.pinv(K, rtol=1e-11, hermitian=True) @ r
+    # rounding over rho = 1e-12 leaves 1e-4 at first
+    torch.testing.assert_close(u, expected, rtol=0, atol=1e-7 * float(expected.abs().amax()))
