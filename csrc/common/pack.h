@@ -58,6 +58,22 @@ OPTLAYER_INLINE float square_root(float a) { return ::sqrtf(a); }
 OPTLAYER_INLINE double absolute(double a) { return ::fabs(a); }
 OPTLAYER_INLINE float absolute(float a) { return ::fabsf(a); }
 
+// c += a b and c -= a b, rounded once where the processor can. The kernels ask for it by name, because GCC takes chains
+// of a * b + c apart again when it tunes for some processors.
+template <class V>
+OPTLAYER_INLINE void add_product(V& c, V a, V b) {
+  c += a * b;
+}
+template <class V>
+OPTLAYER_INLINE void subtract_product(V& c, V a, V b) {
+  c -= a * b;
+}
+
+// The value stays in a register from here on: a compiler that knows where it came from may prefer to read it again for
+// every use, and loads are what a kernel has too few of.
+template <class V>
+OPTLAYER_INLINE void in_register(V&) {}
+
 // As the x86 instruction does it: the second argument where either is NaN.
 template <class V>
 OPTLAYER_INLINE V smaller(V a, V b) {
@@ -172,7 +188,8 @@ OPTLAYER_INLINE Pack<S, W> square_root(Pack<S, W> a) {
   OPTLAYER_INLINE Pack<S, W> square_root(Pack<S, W> a) { return {(Vector<S, W>::Raw)SQRT(a.v)}; }               \
   OPTLAYER_INLINE Pack<S, W> smaller(Pack<S, W> a, Pack<S, W> b) { return {(Vector<S, W>::Raw)MIN(a.v, b.v)}; } \
   OPTLAYER_INLINE Pack<S, W> larger(Pack<S, W> a, Pack<S, W> b) { return {(Vector<S, W>::Raw)MAX(a.v, b.v)}; }  \
-  OPTLAYER_INLINE unsigned bits(LaneMask<S, W> m) { return (unsigned)BITS; }
+  OPTLAYER_INLINE unsigned bits(LaneMask<S, W> m) { return (unsigned)BITS; }                                    \
+  OPTLAYER_INLINE void in_register(Pack<S, W>& a) { asm("" : "+v"(a.v)); }
 OPTLAYER_INSTRUCTIONS(double, 2, _mm_sqrt_pd, _mm_min_pd, _mm_max_pd, _mm_movemask_pd((__m128d)m.m))
 OPTLAYER_INSTRUCTIONS(float, 4, _mm_sqrt_ps, _mm_min_ps, _mm_max_ps, _mm_movemask_ps((__m128)m.m))
 #if defined(__AVX__)
@@ -199,6 +216,27 @@ OPTLAYER_INSTRUCTIONS(float, 16, OPTLAYER_SQRT_PS, OPTLAYER_MIN_PS, OPTLAYER_MAX
                       _mm512_test_epi32_mask((__m512i)m.m, (__m512i)m.m))
 #endif
 #undef OPTLAYER_INSTRUCTIONS
+#endif
+
+#if defined(__FMA__)
+#define OPTLAYER_FUSED(S, W, ADD, SUBTRACT)                                              \
+  OPTLAYER_INLINE void add_product(Pack<S, W>& c, Pack<S, W> a, Pack<S, W> b) {          \
+    c.v = (Vector<S, W>::Raw)ADD(a.v, b.v, c.v);                                         \
+  }                                                                                      \
+  OPTLAYER_INLINE void subtract_product(Pack<S, W>& c, Pack<S, W> a, Pack<S, W> b) {     \
+    c.v = (Vector<S, W>::Raw)SUBTRACT(a.v, b.v, c.v);                                    \
+  }
+OPTLAYER_FUSED(double, 2, _mm_fmadd_pd, _mm_fnmadd_pd)
+OPTLAYER_FUSED(float, 4, _mm_fmadd_ps, _mm_fnmadd_ps)
+OPTLAYER_FUSED(double, 4, _mm256_fmadd_pd, _mm256_fnmadd_pd)
+OPTLAYER_FUSED(float, 8, _mm256_fmadd_ps, _mm256_fnmadd_ps)
+#if defined(__AVX512F__)
+OPTLAYER_FUSED(double, 8, _mm512_fmadd_pd, _mm512_fnmadd_pd)
+OPTLAYER_FUSED(float, 16, _mm512_fmadd_ps, _mm512_fnmadd_ps)
+#endif
+#undef OPTLAYER_FUSED
+OPTLAYER_INLINE void add_product(double& c, double a, double b) { c = __builtin_fma(a, b, c); }
+OPTLAYER_INLINE void subtract_product(double& c, double a, double b) { c = __builtin_fma(-a, b, c); }
 #endif
 
 template <class S, int W>

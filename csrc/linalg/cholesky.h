@@ -23,9 +23,13 @@ OPTLAYER_INLINE void diagonal_tile(const V* K, ptrdiff_t ldk, const V* add, V* L
   }
   for (int k = 0; k < j; k++) {
     V right[S];
-    OPTLAYER_UNROLL for (int s = 0; s < S; s++) right[s] = row[s * ldl + k];
+    OPTLAYER_UNROLL for (int s = 0; s < S; s++) {
+      V value = row[s * ldl + k];
+      in_register(value);
+      right[s] = value;
+    }
     OPTLAYER_UNROLL for (int r = 0; r < S; r++)
-      OPTLAYER_UNROLL for (int s = 0; s <= r; s++) c[r][s] -= right[r] * right[s];
+      OPTLAYER_UNROLL for (int s = 0; s <= r; s++) subtract_product(c[r][s], right[r], right[s]);
   }
   factor_tile<S>(c, inv + j, ok);
   OPTLAYER_UNROLL for (int r = 0; r < S; r++)

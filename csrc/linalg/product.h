@@ -20,7 +20,7 @@ static void product_packed(const V* M, ptrdiff_t ld, int rows, int cols, const V
       OPTLAYER_UNROLL for (int r = 0; r < R.value; r++) sum[r] = add ? y[i + r] : V(0);
       for (int k = 0; k < cols; k++) {
         const V xk = x[k];
-        OPTLAYER_UNROLL for (int r = 0; r < R.value; r++) sum[r] += row[r * ld + k] * xk;
+        OPTLAYER_UNROLL for (int r = 0; r < R.value; r++) add_product(sum[r], row[r * ld + k], xk);
       }
       OPTLAYER_UNROLL for (int r = 0; r < R.value; r++) y[i + r] = sum[r];
     });
@@ -35,7 +35,7 @@ static void product_transposed_packed(const V* M, ptrdiff_t ld, int rows, int co
       OPTLAYER_UNROLL for (int r = 0; r < R.value; r++) factor[r] = y[i + r];
       for (int k = 0; k < cols; k++) {
         V sum = x[k];
-        OPTLAYER_UNROLL for (int r = 0; r < R.value; r++) sum += row[r * ld + k] * factor[r];
+        OPTLAYER_UNROLL for (int r = 0; r < R.value; r++) add_product(sum, row[r * ld + k], factor[r]);
         x[k] = sum;
       }
     });
@@ -55,8 +55,9 @@ static void product_pair_packed(const V* M, ptrdiff_t ld, int rows, int cols, co
         const V xk = x[k];
         V uk = u[k];
         OPTLAYER_UNROLL for (int r = 0; r < R.value; r++) {
-          const V entry = row[r * ld + k];
-          sum[r] += entry * xk, uk += entry * factor[r];
+          V entry = row[r * ld + k];
+          in_register(entry);
+          add_product(sum[r], entry, xk), add_product(uk, entry, factor[r]);
         }
         u[k] = uk;
       }
@@ -81,8 +82,9 @@ OPTLAYER_FUNCTION void product_pair_single(const double* M, ptrdiff_t ld, int ro
       const Wide xk = load_first(x + k, cols - k);
       Wide uk = load_first(u + k, cols - k);
       OPTLAYER_UNROLL for (int r = 0; r < ROWS; r++) {
-        const Wide entry = load_first(row[r] + k, cols - k);
-        sum[r] += entry * xk, uk += entry * factor[r];
+        Wide entry = load_first(row[r] + k, cols - k);
+        in_register(entry);
+        add_product(sum[r], entry, xk), add_product(uk, entry, factor[r]);
       }
       store_first(u + k, uk, cols - k);
     }
@@ -105,11 +107,11 @@ OPTLAYER_FUNCTION void product_single(const double* M, ptrdiff_t ld, int rows, i
       }
       for (int k = 0; k < whole; k += WIDTH) {
         const Wide xk = load(x + k);
-        OPTLAYER_UNROLL for (int r = 0; r < ROWS; r++) sum[r] += load(row[r] + k) * xk;
+        OPTLAYER_UNROLL for (int r = 0; r < ROWS; r++) add_product(sum[r], load(row[r] + k), xk);
       }
       if (whole < cols) {
         const Wide xk = load_some(x + whole, cols - whole);
-        OPTLAYER_UNROLL for (int r = 0; r < ROWS; r++) sum[r] += load_some(row[r] + whole, cols - whole) * xk;
+        OPTLAYER_UNROLL for (int r = 0; r < ROWS; r++) add_product(sum[r], load_some(row[r] + whole, cols - whole), xk);
       }
       OPTLAYER_UNROLL for (int group = 0; group < G.value; group++) {
         const Wide total = lane_sums(sum + group * WIDTH);
@@ -127,12 +129,12 @@ OPTLAYER_INLINE void add_rows(const double* M, ptrdiff_t ld, int cols, const dou
   int k = 0;
   for (; k + WIDTH <= cols; k += WIDTH) {
     Wide sum = load(x + k);
-    OPTLAYER_UNROLL for (int r = 0; r < R; r++) sum += load(M + r * ld + k) * wide[r];
+    OPTLAYER_UNROLL for (int r = 0; r < R; r++) add_product(sum, load(M + r * ld + k), wide[r]);
     store(x + k, sum);
   }
   if (k < cols) {
     Wide sum = load_some(x + k, cols - k);
-    OPTLAYER_UNROLL for (int r = 0; r < R; r++) sum += load_some(M + r * ld + k, cols - k) * wide[r];
+    OPTLAYER_UNROLL for (int r = 0; r < R; r++) add_product(sum, load_some(M + r * ld + k, cols - k), wide[r]);
     store_some(x + k, sum, cols - k);
   }
 }
@@ -151,8 +153,8 @@ OPTLAYER_FUNCTION double dot_single(const double* a, const double* b, int n) {
   Wide sum(0), other(0);
   int i = 0;
   for (; i + 2 * WIDTH <= n; i += 2 * WIDTH)
-    sum += load(a + i) * load(b + i), other += load(a + i + WIDTH) * load(b + i + WIDTH);
-  for (; i < n; i += WIDTH) sum += load_first(a + i, n - i) * load_first(b + i, n - i);
+    add_product(sum, load(a + i), load(b + i)), add_product(other, load(a + i + WIDTH), load(b + i + WIDTH));
+  for (; i < n; i += WIDTH) add_product(sum, load_first(a + i, n - i), load_first(b + i, n - i));
   return lane_sum(sum + other);
 }
 
@@ -204,8 +206,8 @@ OPTLAYER_FUNCTION V dot(const V* a, const V* b, int n) {
   if constexpr (is_double<V>) return dot_single(a, b, n);
 #endif
   V sum(0), other(0);
-  for (int i = 0; i + 2 <= n; i += 2) sum += a[i] * b[i], other += a[i + 1] * b[i + 1];
-  if (n % 2 == 1) sum += a[n - 1] * b[n - 1];
+  for (int i = 0; i + 2 <= n; i += 2) add_product(sum, a[i], b[i]), add_product(other, a[i + 1], b[i + 1]);
+  if (n % 2 == 1) add_product(sum, a[n - 1], b[n - 1]);
   return sum + other;
 }
 

@@ -67,14 +67,19 @@ OPTLAYER_INLINE void add_products(X (&c)[R][S], const X* a, ptrdiff_t ra, ptrdif
                                   ptrdiff_t kb, int depth) {
   for (int k = 0; k < depth; k++) {
     X left[R];
-    OPTLAYER_UNROLL for (int r = 0; r < R; r++) left[r] = a[r * ra + k * ka];
+    OPTLAYER_UNROLL for (int r = 0; r < R; r++) {
+      X value(a[r * ra + k * ka]);
+      if (S > 1) in_register(value);
+      left[r] = value;
+    }
     OPTLAYER_UNROLL for (int s = 0; s < S; s++) {
-      const X right(b[s * sb + k * kb]);
+      X right(b[s * sb + k * kb]);
+      if (R > 1) in_register(right);
       OPTLAYER_UNROLL for (int r = 0; r < R; r++) {
         if constexpr (SIGN > 0)
-          c[r][s] += left[r] * right;
+          add_product(c[r][s], left[r], right);
         else
-          c[r][s] -= left[r] * right;
+          subtract_product(c[r][s], left[r], right);
       }
     }
   }
@@ -97,10 +102,12 @@ template <int R, int S, class X, class V>
 OPTLAYER_INLINE void solve_tile(X (&c)[R][S], const V* L, ptrdiff_t ldl, const V* inv) {
   OPTLAYER_UNROLL for (int s = 0; s < S; s++) {
     OPTLAYER_UNROLL for (int t = 0; t < s; t++) {
-      const X factor((L + s * ldl)[t]);
-      OPTLAYER_UNROLL for (int r = 0; r < R; r++) c[r][s] -= c[r][t] * factor;
+      X factor((L + s * ldl)[t]);
+      if (R > 1) in_register(factor);
+      OPTLAYER_UNROLL for (int r = 0; r < R; r++) subtract_product(c[r][s], c[r][t], factor);
     }
-    const X factor(inv[s]);
+    X factor(inv[s]);
+    if (R > 1) in_register(factor);
     OPTLAYER_UNROLL for (int r = 0; r < R; r++) c[r][s] *= factor;
   }
 }
@@ -114,7 +121,7 @@ OPTLAYER_INLINE void factor_tile(V (&c)[S][S], V* inv, Mask<V>& ok) {
     ok = ok && pivot >= V(2.3e-308) && pivot <= V(1.7e308);
     OPTLAYER_UNROLL for (int t = s + 1; t < S; t++) {
       const V factor = c[t][s] * reciprocal;
-      OPTLAYER_UNROLL for (int r = t; r < S; r++) c[r][t] -= c[r][s] * factor;
+      OPTLAYER_UNROLL for (int r = t; r < S; r++) subtract_product(c[r][t], c[r][s], factor);
     }
     const V inverse = root * reciprocal;
     inv[s] = inverse;

@@ -92,7 +92,7 @@ template <int R, class V>
 OPTLAYER_INLINE void lower_solve_tile(const V* L, ptrdiff_t ldl, const V* inv, V (&x)[R]) {
   OPTLAYER_UNROLL for (int r = 0; r < R; r++) x[r] = rounded_product(x[r], inv[r]);
   OPTLAYER_UNROLL for (int s = 0; s < R; s++)
-    OPTLAYER_UNROLL for (int r = s + 1; r < R; r++) x[r] -= ((L + r * ldl)[s] * inv[r]) * x[s];
+    OPTLAYER_UNROLL for (int r = s + 1; r < R; r++) subtract_product(x[r], (L + r * ldl)[s] * inv[r], x[s]);
 }
 
 // x = L^-T x.
@@ -100,7 +100,7 @@ template <int R, class V>
 OPTLAYER_INLINE void lower_solve_transposed_tile(const V* L, ptrdiff_t ldl, const V* inv, V (&x)[R]) {
   OPTLAYER_UNROLL for (int r = 0; r < R; r++) x[r] = rounded_product(x[r], inv[r]);
   OPTLAYER_UNROLL for (int s = R - 1; s >= 0; s--)
-    OPTLAYER_UNROLL for (int r = 0; r < s; r++) x[r] -= ((L + s * ldl)[r] * inv[r]) * x[s];
+    OPTLAYER_UNROLL for (int r = 0; r < s; r++) subtract_product(x[r], (L + s * ldl)[r] * inv[r], x[s]);
 }
 
 template <class V>
@@ -112,7 +112,7 @@ static void lower_solve_packed(const V* L, ptrdiff_t ldl, const V* inv, int n, V
       OPTLAYER_UNROLL for (int r = 0; r < R.value; r++) sum[r] = x[i + r];
       for (int k = 0; k < i; k++) {
         const V xk = x[k];
-        OPTLAYER_UNROLL for (int r = 0; r < R.value; r++) sum[r] -= row[r * ldl + k] * xk;
+        OPTLAYER_UNROLL for (int r = 0; r < R.value; r++) subtract_product(sum[r], row[r * ldl + k], xk);
       }
       lower_solve_tile(row + i, ldl, inv + i, sum);
       OPTLAYER_UNROLL for (int r = 0; r < R.value; r++) x[i + r] = sum[r];
@@ -130,7 +130,7 @@ static void lower_solve_transposed_packed(const V* L, ptrdiff_t ldl, const V* in
       OPTLAYER_UNROLL for (int r = 0; r < R.value; r++) x[i + r] = xi[r];
       for (int k = 0; k < i; k++) {
         V sum = x[k];
-        OPTLAYER_UNROLL for (int r = 0; r < R.value; r++) sum -= row[r * ldl + k] * xi[r];
+        OPTLAYER_UNROLL for (int r = 0; r < R.value; r++) subtract_product(sum, row[r * ldl + k], xi[r]);
         x[k] = sum;
       }
     });
@@ -150,7 +150,7 @@ OPTLAYER_FUNCTION void lower_solve_single(const double* L, ptrdiff_t ldl, const 
         OPTLAYER_UNROLL for (int r = 0; r < GROUPS * WIDTH; r++) sum[r] = Wide(0);
         for (int k = 0; k < i; k += WIDTH) {  // i is a multiple of WIDTH
           const Wide xk = load(x + k);
-          OPTLAYER_UNROLL for (int r = 0; r < R.value; r++) sum[r] += load(row + r * ldl + k) * xk;
+          OPTLAYER_UNROLL for (int r = 0; r < R.value; r++) add_product(sum[r], load(row + r * ldl + k), xk);
         }
         OPTLAYER_UNROLL for (int group = 0; group < GROUPS; group++) {
           const Wide total = lane_sums(sum + group * WIDTH);
