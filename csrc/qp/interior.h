@@ -34,6 +34,7 @@ struct Interior {
   Mask<V> solved;     // the point stands for a solution, not yet polished
   Mask<V> finished;   // polished early and done
   Mask<V> infeasible, unbounded;
+  bool went_on;       // after the last attempt to finish: what that left in the memory that is shared is overwritten
 
   void lay_out(Arena& arena, int n, int r, int p) {
     newton.lay_out(arena, n, r, p);
@@ -52,6 +53,7 @@ struct Interior {
     const int n = newton.n, r = newton.r;
     Mask<V> running = which, moved = which, even(true);
     solved = finished = infeasible = unbounded = Mask<V>(false);
+    went_on = true;
     iterations = V(0);
     V records[4], age(0), after(0), reference(0), proximal(PROXIMAL), ripe(RIPE), best(INFINITY), last_p(0), last_d(0);
     for (V& record : records) record = V(INFINITY);
@@ -86,6 +88,7 @@ struct Interior {
       moved = running && !waits;
       if (!any(moved)) {
         const Mask<V> accepted = polish(running);
+        went_on = false;
         finished = finished || accepted;
         ripe = select(running, worst * V(RIPER), ripe);
         running = running && !accepted;
@@ -103,6 +106,7 @@ struct Interior {
         }
       }
       last_p = select(moved, newton.primal, last_p), last_d = select(moved, newton.dual, last_d);
+      went_on = true;
       sound = newton.advance(larger(proximal, V(RHO_MIN)), larger(proximal, V(rules.delta)), moved) || !moved;
       iterations += select(moved, V(1), V(0));
       even = (moved && !even) || (!moved && even);

@@ -142,6 +142,9 @@ struct Polisher {
     fresh = fresh && !which;
   }
 
+  // The memory of the factor, which is shared, has been used for something else.
+  void forget_factor() { fresh = Mask<V>(false); }
+
   // The lanes whose K has no more heavy rows than are kept. Where it has, the rows to keep have to be chosen such that
   // they span all of them, which the kernels leave to the reference engine.
   Mask<V> fits() const {

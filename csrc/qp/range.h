@@ -44,8 +44,12 @@ struct RangeSpace {
     return definite && least * least >= V(PIVOT_RATIO) * most * most;
   }
 
-  // V and K from L and C.
-  void set_up(const Program<V>& Q) {
+  // V and K from L and C, in the lanes of `which`; the others get a factor that harms nobody.
+  void set_up(const Program<V>& Q, Mask<V> which) {
+    for (int i = 0; i < n && !all(which); i++) {
+      for (int j = 0; j <= i; j++) L[i * ld + j] = select(which, L[i * ld + j], V(i == j));
+      inv[i] = select(which, inv[i], V(1));
+    }
     for (int i = 0; i < r; i++)
       for (int j = 0; j < n; j++) VT[i * ld + j] = Q.C[i * Q.ld + j];
     solve_rows(L, ld, inv, n, VT, ld, r);

@@ -90,7 +90,7 @@ struct Solver {
       const Mask<V> which = form == 0 ? in_range : good && !in_range;
       if (!any(which)) continue;
       if (form == 0) {
-        if (!shared || !set_up) newton.space.set_up(Q);
+        if (!shared || !set_up) newton.space.set_up(Q, in_range);
         newton.space.set_cost(Q);
         set_up = true;
       }
@@ -99,6 +99,7 @@ struct Solver {
       if (call.x0.data != nullptr || call.y0.data != nullptr || call.z0.data != nullptr || call.z_box0.data != nullptr)
         warm_start(elements);
       interior.run(which, sound, [&](Mask<V> ripe) { return attempt(ripe, form == 0, true); });
+      if (interior.went_on) polisher.forget_factor();
       // what stands for a solution and is not finished gets the ordinary polish, and where that fails the central K
       const Mask<V> pending = interior.solved && !interior.finished;
       if (any(pending)) {

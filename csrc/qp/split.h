@@ -134,12 +134,17 @@ struct Split {
     return border() && ok;
   }
 
-  // F F' = I + R R'.
+  // F F' = I + R R', of which `mend` may replace what it knows better.
   Mask<V> border() {
+    return border([] {});
+  }
+  template <class Mend>
+  Mask<V> border(Mend mend) {
     V bump(0);
     for (int attempt = 0;; attempt++) {
       row_products(R, ld, k, n, F, ldf);
       for (int s = 0; s < k; s++) F[s * ldf + s] = (F[s * ldf + s] + V(1)) * (V(1) + bump);
+      mend();
       const Mask<V> ok = cholesky(F, ldf, (const V*)nullptr, F, ldf, inv_f, k);
       if (all(ok) || attempt == 4) return ok;
       bump = select(ok, bump, V(BUMPS[attempt]));

@@ -35,6 +35,7 @@ struct System {
   int n, r;
   int slots;       // the most heavy rows of a factor that is kept
   bool bounded;    // some lane has a bound of positive weight
+  Mask<V> boxed;   // the lanes that have
   bool bare;       // the rows R of the border are those of C, times root and free, and not of V'
   Split<V> split;  // its L is borrowed from `space` while the factor is of the range-space form
   V *L, *inv;      // the split's own
@@ -80,7 +81,8 @@ struct System {
       diagonal[j] = stiff[j] + V(RHO);
       most = larger(w_box[j], most);
     }
-    bounded = any(most > V(0));
+    boxed = most > V(0);
+    bounded = any(boxed);
   }
 
   // Factorise K for the weights of the last `weigh`: by the split with this cap, 0 or 1 in each lane.
@@ -103,21 +105,25 @@ struct System {
     } else {
       split.gather_rows(space.VT, space.ld, split.R);
     }
-    for (int s = 0; s < k; s++) {
-      V* border = split.F + (size_t)s * ldf;
-      if (whole) {
-        for (int t = 0; t <= s; t++) border[t] = space.K[(size_t)s * space.ldk + t] * (split.root[s] * split.root[t]);
-      } else {
+    const auto fill = [&](Mask<V> which) {
+      for (int s = 0; s < k; s++) {
+        V* border = split.F + (size_t)s * ldf;
         const int32_t* row = split.heavy + s * lanes<V>;
         for (int t = 0; t <= s; t++) {
-          int32_t entry[lanes<V>];
-          for (int l = 0; l < lanes<V>; l++) entry[l] = row[l] * space.ldk + split.heavy[t * lanes<V> + l];
-          border[t] = gathered(space.K, entry) * (split.root[s] * split.root[t]);
+          const V scale = split.root[s] * split.root[t];
+          int32_t at[lanes<V>];
+          for (int l = 0; l < lanes<V>; l++) at[l] = row[l] * space.ldk + split.heavy[t * lanes<V> + l];
+          const V entry = (whole ? space.K[(size_t)s * space.ldk + t] : gathered(space.K, at)) * scale;
+          border[t] = select(which, entry, border[t]);
         }
+        border[s] += select(which, V(1), V(0));
       }
-      border[s] += V(1);
-    }
-    return factor_border() && enough;
+    };
+    fill(Mask<V>(true));
+    const Mask<V> ok = cholesky(split.F, ldf, (const V*)nullptr, split.F, ldf, split.inv_f, k);
+    if (all(ok)) return enough;
+    // lanes whose border, scaled and not summed, rounding has made indefinite sum it; the others keep theirs
+    return split.border([&] { fill(ok); }) && enough;
   }
 
   // Restore from what was kept, all but L and F: caps (0 or 1 in each lane) and the kept rows, `index[l][s]` for lane l.
@@ -158,17 +164,19 @@ struct System {
   // K u = (rx, rv, r_box) from the start (x, v), where a multiplier that is not unique comes out nearest to; or from
   // nothing. The best iterate of each lane is left in x and v, its residuals in a and b and its products in Px, Aty,
   // Gtz and Cx, for the lanes of `which`; the loop ends when none of them improves any more. Unless products are wanted,
-  // a last correction that is sure to end at rounding is not looked at.
+  // a last correction that is sure to end at rounding is not looked at, but where bounds need the products.
   void refine(const Program<V>& Q, const V* rx, const V* rv, const V* r_box, bool started, int refinements, Mask<V> which,
               bool products = true) {
-    V most(0), box(0), sum(0);
+    V most(0), box(0), sum(0), first(0);  // first: the residual of nothing
     for (int j = 0; j < n; j++) {
       const V right = rx[j] * free[j];
       most = larger(absolute(right), most), sum += right;
     }
+    first = most;
     for (int i = 0; i < r; i++) {
       const V right = select(there[i] > V(0), rv[i], V(0));
       most = larger(absolute(right), most), sum += right;
+      first = larger(absolute(right) / (V(1) + compliance[i]), first);
     }
     for (int j = 0; bounded && j < n; j++) {
       const V right = select(free[j] == V(0) || stiff[j] > V(0), r_box[j], V(0));
@@ -187,7 +195,7 @@ struct System {
       if (step == 0 && !started && !bounded) {
         for (int j = 0; j < n; j++) try_a[j] = rx[j];
         for (int i = 0; i < r; i++) try_b[i] = select(there[i] > V(0), rv[i], V(0));
-        error = most;
+        error = select(finite(sum), first, V(NAN));
       } else {
         error = residual(Q, rx, rv, r_box);
       }
@@ -204,12 +212,13 @@ struct System {
       solve_factored(Q, a, b, try_x, try_v);
       for (int j = 0; j < n; j++) try_x[j] += x[j];
       for (int i = 0; i < r; i++) try_v[i] += v[i];
-      const Mask<V> sure = error * rate <= V(ROUNDING) * size && rate < V(SURE);
-      if (step > 0 && !products && all(sure || !going)) {
-        for (int j = 0; j < n; j++) x[j] = select(going, try_x[j], x[j]);
-        for (int i = 0; i < r; i++) v[i] = select(going, try_v[i], v[i]);
-        return;
-      }
+      if (step == 0 || products) continue;
+      const Mask<V> sure = going && !boxed && error * rate <= V(ROUNDING) * size && rate < V(SURE);
+      if (!any(sure)) continue;
+      for (int j = 0; j < n; j++) x[j] = select(sure, try_x[j], x[j]);
+      for (int i = 0; i < r; i++) v[i] = select(sure, try_v[i], v[i]);
+      going = going && !sure;
+      if (!any(going)) return;
     }
   }
 
@@ -223,7 +232,7 @@ struct System {
   // squares solution of least norm. Writes ux, uv and u_box; NaN for a right-hand side that is not finite.
   void solve(const Program<V>& Q, const V* rx, const V* rv, const V* r_box, int refinements, Mask<V> which, V* ux, V* uv,
              V* u_box) {
-    refine(Q, rx, rv, r_box, false, refinements, which, bounded);
+    refine(Q, rx, rv, r_box, false, refinements, which, false);
     const V whole = size;
     const Mask<V> sound = finite(whole), lost = which && sound && larger(norm(a, n), norm(b, r)) > V(INCONSISTENT) * whole;
     const Mask<V> vague = which && sound && (singular() || lost);
@@ -290,7 +299,7 @@ struct System {
       }
       going = going && most > V(PURE) * whole;
     }
-    refine(Q, right_x, right_v, r_box, false, refinements, lost, bounded);
+    refine(Q, right_x, right_v, r_box, false, refinements, lost, false);
     for (int j = 0; j < n; j++) x[j] = select(lost, x[j], keep_x[j]);
     for (int i = 0; i < r; i++) v[i] = select(lost, v[i], keep_v[i]);
     if (bounded) refresh(Q, right_x, right_v, r_box);
@@ -337,13 +346,6 @@ struct System {
         const bool left_out = split.slot[i * lanes<V> + l] == split.capacity && whole > lane(cap, l);
         if (left_out && whole <= CONDENSED) lane(split.gamma[i], l) = whole;
       }
-  }
-
-  // F F' from the lower triangle of the border in F; entries of it were scaled, not summed, and may be scaled again.
-  Mask<V> factor_border() {
-    const int k = split.k, ldf = split.ldf;
-    const Mask<V> ok = cholesky(split.F, ldf, (const V*)nullptr, split.F, ldf, split.inv_f, k);
-    return all(ok) ? ok : split.border();
   }
 
   // The residuals try_a, try_b at try_x, try_v and their norm; NaN shows.

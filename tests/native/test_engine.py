@@ -111,6 +111,25 @@ def test_a_mixed_batch_keeps_everyone_apart() -> None:
     assert torch.equal(found.x[[0, 2, 3]], alone.x[[0, 2, 3]])
 
 
+@pytest.mark.parametrize("bounds", [False, True])
+@pytest.mark.parametrize("kind", ["infeasible", "unbounded"])
+def test_a_neighbour_that_goes_on_does_not_spoil_a_factor(kind: str, bounds: bool) -> None:
+    """A lane that is done waits for the others, which work in the memory where its factor was."""
+    good = random_qp(6, 5, 2, batch=(4,), seed=1, bounds=bounds)
+    bad = random_qp(6, 5, 2, batch=(4,), seed=1, kind=kind, bounds=bounds)
+    gradients = []
+    for neighbours in (good, bad):
+        tensors = []
+        for a, b in zip(good.tensors, neighbours.tensors, strict=True):
+            tensors.append(None if a is None else torch.stack([a, b], 1).flatten(0, 1).requires_grad_())
+        found = solve(Problem(*tensors), "native")
+        outputs = (found.x, found.y, found.z, found.z_box)
+        loss = sum((t[::2] ** 2).sum() for t in outputs)
+        gradients.append(torch.autograd.grad(loss, [t for t in tensors if t is not None]))
+    for a, b in zip(*gradients, strict=True):
+        assert torch.equal(a[::2], b[::2])
+
+
 def test_a_shared_batch_is_solved_like_an_expanded_one() -> None:
     shared = random_qp(9, 8, 2, batch=(21,), shared=("P", "G", "A"), seed=2)
     lead = {"P": 2, "G": 2, "A": 2}
