@@ -42,7 +42,7 @@ ScalarType float_type(const Tensor& t) {
 }
 
 int narrow(int64_t size) {
-  STD_TORCH_CHECK(size < 1 << 15, "a program of size ", size, " is too large for the compiled engine");
+  STD_TORCH_CHECK(size < 1 << 14, "a program of size ", size, " is too large for the compiled engine");
   return static_cast<int>(size);
 }
 

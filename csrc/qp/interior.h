@@ -60,7 +60,7 @@ struct Interior {
     for (;;) {
       newton.measure(moved);
       const V worst = larger(larger(newton.primal, newton.dual), newton.gap);
-      const Mask<V> met = newton.contract <= V(1), exact = worst <= V(rules.relative), waits = worst <= ripe;
+      const Mask<V> met = newton.contract <= V(1), exact = worst <= V(rules.relative), waits = worst < ripe;
 
       after = select(moved && (met || after > V(0)), after + V(1), after);
       keep_best(moved && met, best);

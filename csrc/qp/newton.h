@@ -35,6 +35,7 @@ struct Newton {
   const Program<V>* Q;
   const Rules* rules;
   bool ranged;
+  bool boxes;  // some lane has bounds, and they take part: in the range space there are none
   int n, r, p, T;  // T rows: C and, where there are any, the bounds
   V count;         // inequalities of each lane, at least 1
   Mask<V> alone;   // lanes without any: they take full Newton steps
@@ -64,13 +65,15 @@ struct Newton {
   }
 
   void begin(const Program<V>& program, const Rules& given, bool in_range_space) {
-    Q = &program, rules = &given, ranged = in_range_space, T = program.rows();
+    Q = &program, rules = &given, ranged = in_range_space;
+    boxes = Q->boxes && !ranged, T = boxes ? r + 2 * n : r;
     count = V(0);
     for (int i = 0; i < r; i++) e[i] = Q->d[i], unit[i] = V(1) / Q->E[i];
     for (int j = 0; j < n; j++) dual_unit[j] = V(1) / (Q->c * Q->D[j]);
     for (int i = p; i < r; i++) count += Q->live[i];
     for (int j = 0; j < n; j++) free[j] = V(1) - Q->fixed[j];
-    if (Q->boxes)
+    for (int i = T; i < r + 2 * n; i++) at.v[i] = V(0), at.s[i] = V(1);
+    if (boxes)
       for (int j = 0; j < n; j++) {
         e[r + j] = -Q->lo[j], e[r + n + j] = Q->hi[j];
         unit[r + j] = unit[r + n + j] = Q->D[j];
@@ -92,7 +95,7 @@ struct Newton {
     } else {
       product(Q->C, Q->ld, r, n, x, Ex);
     }
-    if (Q->boxes)
+    if (boxes)
       for (int j = 0; j < n; j++) Ex[r + j] = -x[j], Ex[r + n + j] = x[j];
   }
 
@@ -105,10 +108,10 @@ struct Newton {
       return;
     }
     for (int j = 0; j < n; j++) dx[j] = -rd[j];
-    if (Q->boxes)
+    if (boxes)
       for (int j = 0; j < n; j++) dx[j] += w[r + n + j] * c[r + n + j] - w[r + j] * c[r + j];
-    split.solve(*Q, Q->boxes ? free : nullptr, dx, c, dx, dz);
-    if (Q->boxes)
+    split.solve(*Q, boxes ? free : nullptr, dx, c, dx, dz);
+    if (boxes)
       for (int j = 0; j < n; j++) {
         dz[r + j] = -w[r + j] * (dx[j] + c[r + j]);
         dz[r + n + j] = w[r + n + j] * (dx[j] - c[r + n + j]);
@@ -128,10 +131,10 @@ struct Newton {
       return ok;
     }
     for (int j = 0; j < n; j++) diagonal[j] = rho;
-    if (Q->boxes)
+    if (boxes)
       for (int j = 0; j < n; j++) diagonal[j] += w[r + j] + w[r + n + j];
     split.weigh(w, CAP);
-    return split.factor(*Q, diagonal, Q->boxes ? free : nullptr);
+    return split.factor(*Q, diagonal, boxes ? free : nullptr);
   }
 
   // Mehrotra's starting point, from the system with all weights one; rows far from the origin of the scaled problem
@@ -202,21 +205,25 @@ struct Newton {
   // Take a warm start, x in dx (n) and multipliers in dz (T) with slacks to be mended, on the lanes where it is no worse
   // by far than the cold one.
   void warm_start() {
-    V usual(0), offered(0);
+    V usual(0), offered(0), sum(0);
     V* x = dx;
-    for (int j = 0; j < n; j++) {
+    for (int j = 0; j < n && !ranged; j++) {
       x[j] = select(free[j] > V(0), x[j], Q->lo[j]);
-      if (!ranged) usual = larger(absolute(at.x[j]), usual), offered = larger(absolute(x[j]), offered);
+      usual = larger(absolute(at.x[j]), usual), offered = larger(absolute(x[j]), offered);
+      sum += x[j];
     }
     V* kept = ds;  // rows_of reads at.v in the range space
-    for (int i = 0; i < T; i++) kept[i] = at.v[i], at.v[i] = i < p ? dz[i] : larger(dz[i], V(START_FLOOR));
+    for (int i = 0; i < T; i++) {
+      kept[i] = at.v[i], at.v[i] = i < p ? dz[i] : larger(dz[i], V(START_FLOOR));
+      sum += Q->live[i] * dz[i];
+    }
     rows_of(x);
     for (int i = 0; i < T; i++) {
-      const V s = larger(e[i] - Ex[i], V(START_FLOOR));
-      usual = larger(absolute(kept[i]), usual), offered = larger(absolute(at.v[i]), offered);
-      if (i >= p) usual = larger(at.s[i], usual), offered = larger(s, offered);
-      offered = select(at.v[i] == at.v[i] && s == s, offered, V(INFINITY));
+      const V live = Q->live[i], s = larger(e[i] - Ex[i], V(START_FLOOR));
+      usual = larger(live * absolute(kept[i]), usual), offered = larger(live * absolute(at.v[i]), offered);
+      if (i >= p) usual = larger(live * at.s[i], usual), offered = larger(live * s, offered);
     }
+    offered = select(finite(sum), offered, V(INFINITY));
     const Mask<V> take = offered < V(ABSURD) * (V(1) + usual);
     for (int i = 0; i < T; i++) {
       const Mask<V> there = take && (i < p ? Mask<V>(true) : Q->live[i] > V(0));
@@ -247,7 +254,7 @@ struct Newton {
       support += d * v;
       worst_p = larger(absolute(rz[i]), worst_p);
       raw_p = larger(violation * unit[i], raw_p);
-      const V size = larger(absolute(Ex[i]), absolute(d));
+      const V size = live * larger(absolute(Ex[i]), absolute(d));
       size_p = larger(size, size_p);
       raw_size_p = larger(size * unit[i], raw_size_p);
     }
@@ -276,15 +283,15 @@ struct Newton {
       product_transposed(Q->C + (size_t)p * Q->ld, Q->ld, r - p, n, at.v + p, Gz);
       xPx = V(0), qx = V(0), spread = V(0);
       for (int j = 0; j < n; j++) {
-        const V box = Q->boxes ? at.z_hi[j] - at.z_lo[j] : V(0), q = Q->q[j];
+        const V box = boxes ? at.z_hi[j] - at.z_lo[j] : V(0), q = Q->q[j];
         const V sum = Px[j] + q + Ay[j] + Gz[j] + box;
         support -= Q->fixed[j] * Q->lo[j] * sum;  // the multiplier of a fixed variable is what stationarity leaves
         rd[j] = free[j] * sum;
         const V parts = larger(larger(absolute(Px[j]), absolute(q)), larger(absolute(Ay[j]), absolute(Gz[j])));
-        const V size = larger(larger(parts, absolute(box)), Q->fixed[j] * absolute(sum));
+        const V size = free[j] * larger(parts, absolute(box));
         worst_d = larger(absolute(rd[j]), worst_d);
         raw_d = larger(absolute(rd[j]) * dual_unit[j], raw_d);
-        size_d = larger(larger(size, absolute(Gz[j] + box)), size_d);
+        size_d = larger(larger(size, free[j] * absolute(Gz[j] + box)), size_d);
         raw_size_d = larger(size * dual_unit[j], raw_size_d);
         xPx += x[j] * Px[j], qx += x[j] * q, spread += absolute(x[j] * q);
       }
@@ -353,7 +360,7 @@ struct Newton {
     }
     if (!ranged)
       for (int j = 0; j < n; j++)
-        at.x[j] = select(moving, at.x[j] + step_s * (Q->boxes ? free[j] * dx[j] : dx[j]), at.x[j]);
+        at.x[j] = select(moving, at.x[j] + step_s * (boxes ? free[j] * dx[j] : dx[j]), at.x[j]);
     for (int i = 0; i < p; i++) at.v[i] = select(moving, at.v[i] + step_z * dz[i], at.v[i]);
     for (int i = p; i < T; i++) {
       at.s[i] = select(moving, larger(at.s[i] + step_s * ds[i], V(TINY)), at.s[i]);

@@ -147,9 +147,10 @@ struct Polisher {
 
   // The lanes whose K has no more heavy rows than are kept. Where it has, the rows to keep have to be chosen such that
   // they span all of them, which the kernels leave to the reference engine.
-  Mask<V> fits() const {
-    V heavy(0);
-    for (int i = 0; i < r; i++) heavy += select(w[i] > V(1), V(1), V(0));
+  Mask<V> fits() {
+    V heavy(0), there(0);
+    for (int i = 0; i < r; i++) heavy += select(w[i] > V(1), V(1), V(0)), there += select(w[i] > V(0), V(1), V(0));
+    ranged = ranged && there <= V(system.slots);
     return heavy <= V(system.slots);
   }
 

@@ -66,12 +66,12 @@ static V spread(const V* entries, int count) {
   return larger(most, V(1) / least);
 }
 
-// Find D, E and c for the unscaled data in Q. Where matrices are shared by the batch, c must not depend on q (`with_q`
+// Find D, E and c for the unscaled data in Q; fixed variables, whose unit is 1, take no part. Where matrices are shared by the batch, c must not depend on q (`with_q`
 // false). Scratch: most_P (n), column (n), row (r). Returns whether D and E are 1 in all lanes.
 template <class V>
 static bool equilibrate(Program<V>& Q, bool with_q, V* most_P, V* column, V* row) {
   const int n = Q.n, r = Q.r;
-  for (int j = 0; j < n; j++) Q.D[j] = V(1);
+  for (int j = 0; j < n; j++) Q.D[j] = V(1) - Q.fixed[j];
   for (int i = 0; i < r; i++) Q.E[i] = V(1);
   Q.c = V(1);
   row_maxima(Q, most_P);
@@ -80,6 +80,7 @@ static bool equilibrate(Program<V>& Q, bool with_q, V* most_P, V* column, V* row
   maxima(Q, most_P, column, row);
   Mask<V> going = larger(spread(column, n), spread(row, r)) > V(ENOUGH);
   if (!any(going)) {
+    for (int j = 0; j < n; j++) Q.D[j] = V(1);
     Q.c = power_of_two(Q.c);
     return true;
   }
@@ -103,7 +104,7 @@ static bool equilibrate(Program<V>& Q, bool with_q, V* most_P, V* column, V* row
     Q.c = select(going, Q.c * k, Q.c);
     going = going && change > V(SETTLED);
   }
-  for (int j = 0; j < n; j++) Q.D[j] = power_of_two(Q.D[j]);
+  for (int j = 0; j < n; j++) Q.D[j] = select(Q.fixed[j] > V(0), V(1), power_of_two(Q.D[j]));
   for (int i = 0; i < r; i++) Q.E[i] = power_of_two(Q.E[i]);
   Q.c = power_of_two(Q.c);
   return false;

@@ -179,7 +179,7 @@ struct Solver {
     product(Q.C, Q.ld, r, n, polisher.x, out_s);
     for (int i = 0; i < r; i++) {
       const V s = select(Q.live[i] > V(0), (Q.d[i] - out_s[i]) / Q.E[i], V(INFINITY));
-      out_s[i] = select(solved, s, nothing);
+      out_s[i] = select(solved, s, call.nan_failures ? nothing : select(Q.live[i] > V(0), Q.d[i] / Q.E[i], V(INFINITY)));
       out_v[i] = select(solved, polisher.v[i] * Q.E[i] * cost, nothing);
     }
     for (int j = 0; j < n; j++) {
@@ -213,6 +213,7 @@ struct Solver {
 
   // Zeros where `from` is null.
   void store_vector(const Elements<V>& elements, const V* from, int count, void* to) {
+    if (count == 0) return;
     if (from == nullptr) {
       const size_t size = (call.single ? sizeof(float) : sizeof(double)) * count;
       memset(static_cast<char*>(to) + elements.at[0] * size, 0, elements.used * size);

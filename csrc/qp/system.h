@@ -222,10 +222,15 @@ struct System {
     }
   }
 
+  // What a weakly active bound pulls with; one that is not there does not, wherever it may be.
+  V pull_of_bound(const V* at, const V* r_box, int j) const {
+    return select(stiff[j] > V(0), stiff[j] * (at[j] - r_box[j]), V(0));
+  }
+
   // What the solution moves the bounds' multipliers by, from the best iterate.
   void boxes(const V* rx, const V* r_box, V* u_box) const {
     for (int j = 0; j < n; j++)
-      u_box[j] = bounded ? select(free[j] > V(0), stiff[j] * (x[j] - r_box[j]), rx[j] - Px[j] - (Aty[j] + Gtz[j])) : V(0);
+      u_box[j] = bounded ? select(free[j] > V(0), pull_of_bound(x, r_box, j), rx[j] - Px[j] - (Aty[j] + Gtz[j])) : V(0);
   }
 
   // The same from nothing, where a right-hand side outside the range of a singular K is projected on it: the least
@@ -359,7 +364,7 @@ struct System {
     V most(0), sum(0);
     for (int j = 0; j < n; j++) {
       V left = rx[j] - try_Px[j] - (try_Aty[j] + try_Gtz[j]);
-      if (bounded) left = free[j] * (left - stiff[j] * (try_x[j] - r_box[j]));
+      if (bounded) left = free[j] * (left - pull_of_bound(try_x, r_box, j));
       try_a[j] = left, sum += left;
       most = larger(absolute(left), most);
     }

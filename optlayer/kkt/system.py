@@ -187,7 +187,9 @@ class System:
         (D, _, c), w_box = (t.unsqueeze(-1) for t in self.state.scaling), self.state.w_box.unsqueeze(-1)
         free = self.free.unsqueeze(-1)
         stiffness = torch.where(free, w_box, 0.0) / (c * D * D)
-        return torch.where(free, stiffness * (ux - r_box), rx - mm(self.P, ux) - mm(self.C.mT, uv))
+        return torch.where(
+            free, torch.where(stiffness > 0, stiffness * (ux - r_box), 0.0), rx - mm(self.P, ux) - mm(self.C.mT, uv)
+        )
 
     def _refined(
         self, rx: Tensor, rv: Tensor, r_box: Tensor, start: tuple[Tensor, Tensor] | None, refinements: int
@@ -214,7 +216,9 @@ class System:
             if k == 0 and start is None and not self.bounded:  # u = 0
                 a, b = cD * rx, torch.where(there, E * rv, 0.0)
             else:
-                a = cD * (rx - mm(self.P, ux) - mm(self.C.mT, uv) - stiffness * (ux - r_box))
+                a = cD * (
+                    rx - mm(self.P, ux) - mm(self.C.mT, uv) - torch.where(stiffness > 0, stiffness * (ux - r_box), 0.0)
+                )
                 b = torch.where(there, Et * (rv - mm(self.C, ux)) + softness * uv, 0.0)
             error = torch.cat([a, b / (1 + compliance)], 1).abs().amax(1, keepdim=True)
             better = going & (error < best)

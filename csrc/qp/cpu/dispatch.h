@@ -51,6 +51,7 @@ inline const Engine& engine() {
       if (wanted == nullptr || *wanted == 0 || strcmp(wanted, name) == 0) return candidate.engine;
       known += known.empty() ? name : std::string(", ") + name;
     }
+    STD_TORCH_CHECK(wanted != nullptr, "no compiled instruction set runs on this processor");
     STD_TORCH_CHECK(false, "OPTLAYER_ISA is ", wanted, ", expected one of ", known);
   }();
   return *chosen;
