@@ -3,13 +3,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
 
 import optlayer
 from optlayer import Status
-from optlayer.problem import Problem
+from optlayer.problem import NAMES, Problem
 from optlayer.solvers import native
 from optlayer.testing import assert_optimal, random_qp
 
@@ -109,6 +111,38 @@ def test_a_mixed_batch_keeps_everyone_apart() -> None:
     assert found.status.tolist() == expected
     alone = solve(good, "native")
     assert torch.equal(found.x[[0, 2, 3]], alone.x[[0, 2, 3]])
+
+
+def test_neighbours_of_other_kinds_change_no_bit() -> None:
+    """Lanes with and without bounds, with a definite, a singular and no P, solvable or not."""
+    kinds: list[dict[str, Any]] = [
+        {"kind": "regular"},
+        {"kind": "psd", "bounds": True},
+        {"kind": "infeasible"},
+        {"kind": "lp", "bounds": True},
+        {"kind": "regular", "bounds": True},
+        {"kind": "unbounded"},
+        {"kind": "weak"},
+    ]
+    n, m, p = 6, 6, 2  # few enough rows for the range space
+    blank = {"P": torch.zeros(n, n), "lb": torch.full((n,), -torch.inf), "ub": torch.full((n,), torch.inf)}
+    rows = []
+    for seed in range(28):
+        found = random_qp(n, m, p, seed=seed, **kinds[seed % len(kinds)])
+        rows.append([blank[k].double() if t is None else t for k, t in zip(NAMES, found.tensors, strict=True)])
+
+    def outputs(order: list[int]) -> list[Tensor]:
+        tensors = [torch.stack([rows[i][k] for i in order]).requires_grad_() for k in range(8)]
+        found = solve(Problem(*tensors), "native")
+        kept = (found.status == Status.SOLVED).unsqueeze(-1)
+        loss = sum(torch.where(kept, t**2, 0).sum() for t in (found.x, found.y, found.z, found.z_box))
+        return [found.status, found.iterations, found.x, found.y, found.z, *torch.autograd.grad(loss, tensors)]
+
+    alone = [outputs([i, i]) for i in range(28)]
+    together = outputs(list(range(28)))
+    for i in range(28):
+        for a, b in zip(alone[i], together, strict=True):
+            torch.testing.assert_close(b[i], a[0], atol=0, rtol=0, equal_nan=True)
 
 
 @pytest.mark.parametrize("bounds", [False, True])
