@@ -105,7 +105,6 @@ struct Newton {
       for (int i = 0; i < r; i++) dz[i] = -c[i];
       lower_solve(split.F, split.ldf, split.inv_f, r, dz);
       lower_solve_transposed(split.F, split.ldf, split.inv_f, r, dz);
-      for (int i = r; i < T; i++) dz[i] = V(0);  // the bounds are other lanes'
       return;
     }
     for (int j = 0; j < n; j++) dx[j] = -rd[j];
