@@ -16,6 +16,7 @@
 namespace optlayer {
 namespace OPTLAYER_ISA {
 
+static constexpr double ALMOST = 1e3;      // a residual within this factor of its tolerance is almost small enough
 static constexpr double CONVEXITY = 3e-5;  // of max |P|: below it a negative eigenvalue is a rounded datum
 
 template <class V>
@@ -113,7 +114,10 @@ struct Solver {
       iterations = select(which, interior.iterations, iterations);
     }
     V status((double)UNSOLVED);
-    status = select(solved && polisher.merit <= V(1) && polisher.fits(), V((double)SOLVED), status);
+    const Mask<V> fits = solved && polisher.fits();
+    // what only the rounding to float32 keeps from its tolerance no other engine would bring nearer
+    if (call.single) status = select(fits && polisher.merit <= V(ALMOST), V((double)ALMOST_SOLVED), status);
+    status = select(fits && polisher.merit <= V(1), V((double)SOLVED), status);
     status = select(infeasible || crossed, V((double)PRIMAL_INFEASIBLE), status);
     status = select(unbounded, V((double)DUAL_INFEASIBLE), status);
     status = select(invalid, V((double)INVALID_DATA), status);
@@ -175,20 +179,21 @@ struct Solver {
   void write(const Elements<V>& elements, V status, V iterations, bool proven) {
     const int n = Q.n, m = Q.m, p = Q.p, r = Q.r;
     const Mask<V> solved = status == V((double)SOLVED);
+    const Mask<V> answered = solved || (status == V((double)ALMOST_SOLVED) && Mask<V>(!call.nan_failures));
     const V nothing(call.nan_failures ? NAN : 0.0), cost = V(1) / Q.c;
     product(Q.C, Q.ld, r, n, polisher.x, out_s);
     for (int i = 0; i < r; i++) {
       const V s = select(Q.live[i] > V(0), (Q.d[i] - out_s[i]) / Q.E[i], V(INFINITY));
-      out_s[i] = select(solved, s, call.nan_failures ? nothing : select(Q.live[i] > V(0), Q.d[i] / Q.E[i], V(INFINITY)));
-      out_v[i] = select(solved, polisher.v[i] * Q.E[i] * cost, nothing);
+      out_s[i] = select(answered, s, call.nan_failures ? nothing : select(Q.live[i] > V(0), Q.d[i] / Q.E[i], V(INFINITY)));
+      out_v[i] = select(answered, polisher.v[i] * Q.E[i] * cost, nothing);
     }
     for (int j = 0; j < n; j++) {
       const V z = polisher.z_box[j] * cost / Q.D[j];
       V share = select(z < V(0), V(1), select(z > V(0), V(0), out_share[j]));
       share = select(Q.fixed[j] > V(0) && z == V(0), V(0.5), share);
       out_share[j] = select(solved, share, V(0));
-      out_x[j] = select(solved, polisher.x[j] * Q.D[j], nothing);
-      out_box[j] = select(solved, z, nothing);
+      out_x[j] = select(answered, polisher.x[j] * Q.D[j], nothing);
+      out_box[j] = select(answered, z, nothing);
     }
     const bool bare = !Q.boxes && all(solved);
     const Certificates<V>& proof = interior.certificates;
