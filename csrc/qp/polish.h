@@ -68,6 +68,7 @@ struct Polisher {
   static constexpr int ROUNDS = 4, EARLY_ROUNDS = 2, REFINEMENTS = 10;
   static constexpr double Z_SIGN = 1e-11, S_SIGN = 1e-12;  // of the largest term of stationarity; variable or row
   static constexpr double WEAK = 1e-3, AMBIGUOUS = 1e6;    // a weak row has s, z below 1e-3 of these sizes and s/z between
+  static constexpr double DECIDED = 1e8;  // of a bound's central weight w: beyond it w (x - bound) loses more than 1/w
   static constexpr double DEPENDENT = 1e-9;                // squared distance of an active row from those before it
   static constexpr double SHARED_LEAST = 1e6, SHARED_MOST = 1e8;  // weights of active rows that depend on each other
   static constexpr double NO_WORSE = 1e-4;  // of the tolerance: below it residuals are rounding
@@ -186,7 +187,7 @@ struct Polisher {
   static V central_box(const Program<V>& Q, const Point<V>& at, int j) {
     if (!Q.boxes) return V(0);
     const V weight = Q.has_lo[j] * at.z_lo[j] / at.s_lo[j] + Q.has_hi[j] * at.z_hi[j] / at.s_hi[j];
-    return select(Q.fixed[j] > V(0), V(INFINITY), weight);
+    return select(Q.fixed[j] > V(0) || weight > V(DECIDED), V(INFINITY), weight);
   }
 
   void guess(const Program<V>& Q, const Point<V>& at) {

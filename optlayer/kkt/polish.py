@@ -38,6 +38,7 @@ ROUNDS = 4
 REFINEMENTS = 10
 Z_SIGN, S_SIGN = 1e-11, 1e-12  # of the largest term of stationarity; of the largest variable or row
 WEAK, AMBIGUOUS = 1e-3, 1e6  # a weak row has s, z below 1e-3 of these sizes and s/z between 1e-6 and 1e6
+DECIDED = 1e8  # of the central weight of a bound, which is active: w (x - bound) would lose as many digits as 1/w adds
 DEPENDENT = 1e-9  # squared distance of an active row from those before it, in the metric of H^-1, that counts as none
 SHARED_LEAST, SHARED_MOST = 1e6, 1e8  # weights of active inequalities that depend on each other
 
@@ -242,10 +243,10 @@ def centralised(problem: Program, p: int, live: Tensor, interior: Interior, face
 
 
 def _central(interior: Interior, equality: Tensor, live: Tensor, fixed: Tensor) -> tuple[Tensor, Tensor]:
-    """The weights z/s of all rows and bounds, infinite for equalities and fixed variables."""
+    """The weights z/s of all rows and bounds, infinite for equalities, fixed variables and bounds that are decided."""
     w = torch.where(live, interior.v / interior.s, 0.0).masked_fill(equality, torch.inf)
     w_box = interior.z_lower / interior.s_lower + interior.z_upper / interior.s_upper
-    return w, w_box.masked_fill(fixed, torch.inf)
+    return w, w_box.masked_fill(fixed | (w_box > DECIDED), torch.inf)
 
 
 def _weak(active: Tensor, z: Tensor, s: Tensor, z0: Tensor, s0: Tensor, z_size: Tensor, s_size: Tensor) -> Tensor:

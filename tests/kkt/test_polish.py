@@ -4,7 +4,7 @@
 import torch
 from torch import Tensor
 
-from optlayer.kkt.polish import Face, Interior, polish
+from optlayer.kkt.polish import Face, Interior, centralised, polish
 from optlayer.kkt.program import Program
 from optlayer.kkt.scaling import Scaling
 
@@ -15,7 +15,10 @@ def tensor(*rows: object) -> Tensor:
     return torch.tensor([list(rows)], dtype=f64)
 
 
-def run(x: Tensor, z: Tensor, s: Tensor, h: float = 1.0, ub: float = 2.0, keep: bool = True) -> Face:
+LIVE = torch.ones(1, 1, dtype=torch.bool)
+
+
+def given(x: Tensor, z: Tensor, s: Tensor, h: float = 1.0, ub: float = 2.0) -> tuple[Program, Interior]:
     """min 1/2 |x - (3, 5)|^2 s.t. x_0 <= h, x_1 <= ub: the solution is (h, ub), multipliers (3 - h, 5 - ub)."""
     program = Program(
         torch.eye(2, dtype=f64).unsqueeze(0),
@@ -25,11 +28,15 @@ def run(x: Tensor, z: Tensor, s: Tensor, h: float = 1.0, ub: float = 2.0, keep: 
         tensor(-torch.inf, -torch.inf),
         tensor(torch.inf, ub),
     )
-    one = Scaling(torch.ones(1, 2, dtype=f64), torch.ones(1, 1, dtype=f64), torch.ones(1, 1, dtype=f64))
     zero, ones = torch.zeros(1, 2, dtype=f64), torch.ones(1, 2, dtype=f64)
     absent = tensor(0, 1)
-    interior = Interior(x, z[:, :1], s[:, :1], zero, ones, z[:, 1:] * absent, s[:, 1:] * absent + (1 - absent))
-    return polish(program, 0, torch.ones(1, 1, dtype=torch.bool), one, interior, keep)
+    return program, Interior(x, z[:, :1], s[:, :1], zero, ones, z[:, 1:] * absent, s[:, 1:] * absent + (1 - absent))
+
+
+def run(x: Tensor, z: Tensor, s: Tensor, h: float = 1.0, keep: bool = True) -> Face:
+    program, interior = given(x, z, s, h)
+    one = Scaling(torch.ones(1, 2, dtype=f64), torch.ones(1, 1, dtype=f64), torch.ones(1, 1, dtype=f64))
+    return polish(program, 0, LIVE, one, interior, keep)
 
 
 def test_a_rough_point_becomes_the_exact_solution() -> None:
@@ -57,6 +64,15 @@ def test_a_weakly_active_row_keeps_its_central_weight() -> None:
     assert face.weak.tolist() == [1]
     torch.testing.assert_close(face.x, tensor(3.0, 2.0), rtol=1e-15, atol=0)
     torch.testing.assert_close(face.state.w, tensor(0.5), rtol=1e-12, atol=0)
+
+
+def test_a_bound_that_is_decided_is_active_in_the_central_system() -> None:
+    """Its multiplier moves by w (x - bound), of which no digit would be left."""
+    point = tensor(0.9, 2 - 1e-9), tensor(1.8, 3.0), tensor(0.1, 1e-9)
+    program, interior = given(*point)
+    face = centralised(program, 0, LIVE, interior, run(*point), torch.tensor([0]))
+    torch.testing.assert_close(face.state.w, tensor(18.0))
+    assert face.state.w_box.tolist() == [[0.0, torch.inf]]
 
 
 def test_no_factors_unless_wanted() -> None:
