@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Tests that start processes of their own, which end within a limit whatever becomes of them."""
 
+import faulthandler
 import os
 import shutil
 import time
@@ -39,7 +40,11 @@ def spawn(work: Callable[..., None], folder: Path, count: int = 2, limit: float 
 
 
 def _run(rank: int, work: Callable[..., None], folder: str) -> None:
-    """Do the work and leave at once: threads of gloo may hang an interpreter that shuts down in order."""
+    """Do the work and leave at once: threads of gloo may hang a group or an interpreter that shuts down in order.
+
+    A process that is not done in time says where it stands.
+    """
+    faulthandler.dump_traceback_later(0.9 * LIMIT)
     work(rank, folder)
     os._exit(0)
 

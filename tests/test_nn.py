@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
 from processes import join_group, spawn
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
@@ -404,7 +403,6 @@ def _worker(rank: int, folder: str) -> None:
     layer = DistributedDataParallel(scrambled(a_layer(), scale=1))
     _train(layer, q[half], target[half])
     torch.save(layer.module.state_dict(), f"{folder}/rank{rank}.pt")
-    dist.destroy_process_group()
 
 
 @pytest.mark.slow
