@@ -20,11 +20,13 @@
 #define OPTLAYER_MEMBER __host__ __device__ __forceinline__
 #define OPTLAYER_INLINE static __host__ __device__ __forceinline__
 #define OPTLAYER_FUNCTION static __host__ __device__
+#define OPTLAYER_METHOD __host__ __device__
 #define OPTLAYER_UNROLL _Pragma("unroll")
 #else
 #define OPTLAYER_MEMBER __attribute__((always_inline)) inline
 #define OPTLAYER_INLINE static inline __attribute__((always_inline))
 #define OPTLAYER_FUNCTION [[maybe_unused]] static
+#define OPTLAYER_METHOD
 #if defined(__clang__)
 #define OPTLAYER_UNROLL _Pragma("unroll")
 #else

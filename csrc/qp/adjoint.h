@@ -22,7 +22,8 @@ struct Adjoint {
   System<V> system;
   V *state, *rx, *rv, *r_box, *ux, *uv, *u_box;
 
-  Adjoint(const KktCall& given, Arena& arena) : call(given), n(given.n), m(given.m), p(given.p), r(given.m + given.p) {
+  OPTLAYER_METHOD Adjoint(const KktCall& given, Arena& arena)
+      : call(given), n(given.n), m(given.m), p(given.p), r(given.m + given.p) {
     Q.lay_out(arena, n, m, p);
     system.lay_out(arena, n, r);
     state = arena.take<V>(2 * n + 2 * r + 2);
@@ -30,7 +31,7 @@ struct Adjoint {
     for (V** t : {&rv, &uv}) *t = arena.take<V>(r);
   }
 
-  void run(const Elements<V>& elements) {
+  OPTLAYER_METHOD void run(const Elements<V>& elements) {
     load_vector(call.state, false, elements, 2 * n + 2 * r + 2, 0, state);
     const V* kind = state + 2 * n + 2 * r + 1;  // 0 no factorisation, 1 cap 1, 2 cap 0
     Mask<V> ok = *kind > V(0);
@@ -67,7 +68,7 @@ struct Adjoint {
 
  private:
   // Elements without a factorisation: a K that harms nobody.
-  void forget(Mask<V> which) {
+  OPTLAYER_METHOD void forget(Mask<V> which) {
     for (int j = 0; j < n; j++)
       state[j] = select(which, V(1), state[j]), state[n + j] = select(which, V(0), state[n + j]);
     for (int i = 0; i < r; i++) {
@@ -79,7 +80,7 @@ struct Adjoint {
   }
 
   // P = c D (P0 + P0')/2 D and C = E [A; G] D.
-  void load_program(const Elements<V>& elements) {
+  OPTLAYER_METHOD void load_program(const Elements<V>& elements) {
     const int ld = Q.ld;
     load_matrix(call.P, call.single, elements, n, n, ld, Q.P);
     load_matrix(call.A, call.single, elements, p, n, ld, Q.C);
@@ -104,7 +105,7 @@ struct Adjoint {
     }
   }
 
-  Mask<V> restore(const Elements<V>& elements, V cap) {
+  OPTLAYER_METHOD Mask<V> restore(const Elements<V>& elements, V cap) {
     const int64_t* index[lanes<V>];
     int64_t at[lanes<V>];
     for (int l = 0; l < lanes<V>; l++) {
@@ -121,7 +122,8 @@ struct Adjoint {
     return Mask<V>(true);
   }
 
-  void load_column(const Columns& from, int64_t i, const Elements<V>& elements, int count, V* to, V& nonzero) const {
+  OPTLAYER_METHOD void load_column(const Columns& from, int64_t i, const Elements<V>& elements, int count, V* to,
+                                   V& nonzero) const {
     int64_t offsets[lanes<V>];
     for (int l = 0; l < lanes<V>; l++) offsets[l] = from.outer * i + from.stride * elements.at[l];
     if (from.data != nullptr) load(from.data, call.single, offsets, count, to);
@@ -131,7 +133,7 @@ struct Adjoint {
     }
   }
 
-  void store_column(const V* from, int count, int64_t i, const Elements<V>& elements, void* to) const {
+  OPTLAYER_METHOD void store_column(const V* from, int count, int64_t i, const Elements<V>& elements, void* to) const {
     int64_t offsets[lanes<V>];
     for (int l = 0; l < lanes<V>; l++) offsets[l] = (i * call.B + elements.at[l]) * count;
     if (to != nullptr) store(from, count, to, call.single, offsets, elements.used);
@@ -139,18 +141,20 @@ struct Adjoint {
 };
 
 template <class V>
-static size_t kkt_workspace(const KktCall& call) {
+OPTLAYER_FUNCTION size_t kkt_workspace(const KktCall& call) {
   Arena arena(nullptr);
   Adjoint<V> adjoint(call, arena);
   return arena.used();
 }
 
 template <class V>
-static void kkt(const KktCall& call, int64_t begin, int64_t end, void* workspace) {
+OPTLAYER_FUNCTION void kkt(const KktCall& call, int64_t begin, int64_t end, void* workspace) {
   Arena arena(workspace);
   Adjoint<V> adjoint(call, arena);
   for (int64_t e = begin; e < end; e += lanes<V>) adjoint.run(Elements<V>(e, end));
 }
+
+#if !defined(__CUDACC__)
 
 // One gradient: out = -scale (v ux' + uv x') with v and uv of `rows` entries, x and ux of `cols`.
 struct Outer {
@@ -271,6 +275,8 @@ static void pull(const PullCall& call, int64_t begin, int64_t end, double* parti
       outer[i].each(begin, end, out[i]);
   }
 }
+
+#endif
 
 }  // namespace OPTLAYER_ISA
 }  // namespace optlayer

@@ -10,7 +10,11 @@
 
 // These records are compiled for several instruction sets: a function in them must not exist as a symbol, or the linker
 // would keep whichever copy it meets first.
+#if defined(__CUDACC__)
+#define OPTLAYER_PLAIN __host__ __device__ __forceinline__
+#else
 #define OPTLAYER_PLAIN __attribute__((always_inline)) inline
+#endif
 
 namespace optlayer {
 

@@ -21,18 +21,18 @@ struct Certificates {
   V *x, *v, *box;  // (n) a ray; (r), (n) of a Farkas certificate; in the caller's units
   V* Cv;           // scratch (n)
 
-  void lay_out(Arena& arena, int n, int r) {
+  OPTLAYER_METHOD void lay_out(Arena& arena, int n, int r) {
     for (V** vector : {&x, &box, &Cv}) *vector = arena.take<V>(n);
     v = arena.take<V>(r);
   }
 
-  void clear(int n, int r) {
+  OPTLAYER_METHOD void clear(int n, int r) {
     for (int j = 0; j < n; j++) x[j] = box[j] = V(0);
     for (int i = 0; i < r; i++) v[i] = V(0);
   }
 
   // Try the multipliers `trial` (r, scaled, z >= 0) on the lanes of `which`. Returns where they prove that the constraints contradict each other.
-  Mask<V> farkas(const Program<V>& Q, const Rules& rules, const V* trial, Mask<V> which) {
+  OPTLAYER_METHOD Mask<V> farkas(const Program<V>& Q, const Rules& rules, const V* trial, Mask<V> which) {
     const int n = Q.n, r = Q.r;
     for (int j = 0; j < n; j++) Cv[j] = V(0);
     product_transposed(Q.C, Q.ld, r, n, trial, Cv);
@@ -76,7 +76,8 @@ struct Certificates {
 
   // Try the direction (scaled) with its products Pd and Cd on the lanes of `which`. Returns where the objective falls
   // along it without end.
-  Mask<V> ray(const Program<V>& Q, const Rules& rules, const V* direction, const V* Pd, const V* Cd, Mask<V> which) {
+  OPTLAYER_METHOD Mask<V> ray(const Program<V>& Q, const Rules& rules, const V* direction, const V* Pd, const V* Cd,
+                              Mask<V> which) {
     const int n = Q.n, r = Q.r, p = Q.p;
     const V cost = V(1) / Q.c;
     V fall(0), q_size(0), length(0), size(0), violation(0), scaled(0), recession(0);

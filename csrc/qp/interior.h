@@ -36,7 +36,7 @@ struct Interior {
   Mask<V> infeasible, unbounded;
   bool went_on;       // after the last attempt to finish: what that left in the memory that is shared is overwritten
 
-  void lay_out(Arena& arena, int n, int r, int p) {
+  OPTLAYER_METHOD void lay_out(Arena& arena, int n, int r, int p) {
     newton.lay_out(arena, n, r, p);
     certificates.lay_out(arena, n, r);
     for (V** vector : {&last_x, &last_Px, &step_x, &step_P, &best_x}) *vector = arena.take<V>(n);
@@ -48,7 +48,7 @@ struct Interior {
   // the lanes of `ripe` from the present point and returns those that it finished. A ripe lane waits for the attempt
   // until no lane moves, and goes on from where it stood if the attempt fails: nothing depends on its neighbours.
   template <class Polish>
-  void run(Mask<V> which, Mask<V> sound, Polish polish) {
+  OPTLAYER_METHOD void run(Mask<V> which, Mask<V> sound, Polish polish) {
     const Rules& rules = *newton.rules;
     const int n = newton.n, r = newton.r;
     Mask<V> running = which, moved = which, even(true);
@@ -113,7 +113,7 @@ struct Interior {
     }
   }
 
-  void keep_best(Mask<V> candidates, V& best) {
+  OPTLAYER_METHOD void keep_best(Mask<V> candidates, V& best) {
     const Mask<V> better = candidates && newton.contract < best;
     if (!any(better)) return;
     best = select(better, newton.contract, best);
@@ -124,7 +124,7 @@ struct Interior {
     }
   }
 
-  void restore_best(Mask<V> takes) {
+  OPTLAYER_METHOD void restore_best(Mask<V> takes) {
     for (int j = 0; j < newton.n; j++) newton.at.x[j] = select(takes, best_x[j], newton.at.x[j]);
     for (int i = 0; i < newton.T; i++) {
       newton.at.v[i] = select(takes, best_v[i], newton.at.v[i]);
@@ -134,7 +134,7 @@ struct Interior {
 
   // Look for certificates in the iterate and in its last step (when iterates diverge the step is the ray itself), on
   // those candidates whose primal (infeasible) or dual (unbounded) residual is stuck.
-  void certify(Mask<V> candidates, V last_p, V last_d) {
+  OPTLAYER_METHOD void certify(Mask<V> candidates, V last_p, V last_d) {
     const Program<V>& Q = *newton.Q;
     const int n = newton.n, r = newton.r, p = newton.p;
     if (!any(candidates)) return;

@@ -174,7 +174,8 @@ OPTLAYER_INLINE void store_as(const V* from, int64_t count, S* data, const int64
 
 // to[i] = value i of the element in each lane.
 template <class V>
-static void load(const void* data, bool single, const int64_t* offsets, int64_t count, V* to, int64_t step = 1) {
+OPTLAYER_FUNCTION void load(const void* data, bool single, const int64_t* offsets, int64_t count, V* to,
+                            int64_t step = 1) {
   if (single)
     load_as(static_cast<const float*>(data), offsets, count, to, step);
   else
@@ -183,7 +184,8 @@ static void load(const void* data, bool single, const int64_t* offsets, int64_t 
 
 // The same for a matrix, row after row; columns beyond `cols` become zero.
 template <class V>
-static void load_rows(const void* data, bool single, const int64_t* offsets, int rows, int cols, int ld, V* to) {
+OPTLAYER_FUNCTION void load_rows(const void* data, bool single, const int64_t* offsets, int rows, int cols, int ld,
+                                 V* to) {
   if (ld == cols) {
     load(data, single, offsets, (int64_t)rows * cols, to);
     return;
@@ -250,7 +252,7 @@ OPTLAYER_INLINE int lower_tiles(const double*, int, int, double*, int) { return 
 
 // M = (M + M') / 2.
 template <class V>
-static void symmetrise(V* M, int ld, int n) {
+OPTLAYER_FUNCTION void symmetrise(V* M, int ld, int n) {
   for (int i = symmetrise_tiles(M, ld, n); i < n; i++)
     for (int j = 0; j < i; j++) {
       V &low = M[(size_t)i * ld + j], &high = M[(size_t)j * ld + i];
@@ -261,7 +263,7 @@ static void symmetrise(V* M, int ld, int n) {
 // The first k rows and columns of a lower triangle (rows, rows) that lies column after column; what is above the diagonal
 // is not to be used.
 template <class V>
-static void load_lower(const double* data, const int64_t* offsets, int k, int rows, V* L, int ld) {
+OPTLAYER_FUNCTION void load_lower(const double* data, const int64_t* offsets, int k, int rows, V* L, int ld) {
   const int done = lower_tiles(data + offsets[0], rows, k, L, ld), least = k < lanes<V> ? 0 : k - lanes<V>;
   int64_t column[lanes<V>];
   for (int j = 0; j < k; j++) {
@@ -273,8 +275,8 @@ static void load_lower(const double* data, const int64_t* offsets, int k, int ro
 
 // Value i of the element in each of the first `used` lanes = from[i].
 template <class V>
-static void store(const V* from, int64_t count, void* data, bool single, const int64_t* offsets, int used,
-                  int64_t step = 1) {
+OPTLAYER_FUNCTION void store(const V* from, int64_t count, void* data, bool single, const int64_t* offsets, int used,
+                             int64_t step = 1) {
   if (single)
     store_as(from, count, static_cast<float*>(data), offsets, used, step);
   else

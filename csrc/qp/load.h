@@ -17,7 +17,7 @@ struct Elements {
   int64_t at[lanes<V>];
   int used;
 
-  Elements(int64_t begin, int64_t end) {
+  OPTLAYER_METHOD Elements(int64_t begin, int64_t end) {
     used = end - begin < lanes<V> ? (int)(end - begin) : lanes<V>;
     for (int l = 0; l < lanes<V>; l++) at[l] = begin + (l < used ? l : used - 1);
   }
@@ -25,7 +25,8 @@ struct Elements {
 
 // `count` values of an argument for each lane; `fill` where it is absent.
 template <class V>
-static void load_vector(const Input& from, bool single, const Elements<V>& elements, int count, double fill, V* to) {
+OPTLAYER_FUNCTION void load_vector(const Input& from, bool single, const Elements<V>& elements, int count, double fill,
+                                   V* to) {
   if (from.data == nullptr) {
     for (int i = 0; i < count; i++) to[i] = V(fill);
     return;
@@ -36,7 +37,8 @@ static void load_vector(const Input& from, bool single, const Elements<V>& eleme
 }
 
 template <class V>
-static void load_matrix(const Input& from, bool single, const Elements<V>& elements, int rows, int cols, int ld, V* to) {
+OPTLAYER_FUNCTION void load_matrix(const Input& from, bool single, const Elements<V>& elements, int rows, int cols,
+                                   int ld, V* to) {
   if (from.data == nullptr) {
     for (int i = 0; i < rows * ld; i++) to[i] = V(0);
     return;
@@ -48,7 +50,7 @@ static void load_matrix(const Input& from, bool single, const Elements<V>& eleme
 
 // NaN where some value is not finite, else 0.
 template <class V>
-static V unsound(const V* values, int rows, int cols, int ld) {
+OPTLAYER_FUNCTION V unsound(const V* values, int rows, int cols, int ld) {
   V sum(0);
   for (int i = 0; i < rows; i++)
     for (int j = 0; j < cols; j++) sum += values[i * ld + j] * V(0);
@@ -57,7 +59,7 @@ static V unsound(const V* values, int rows, int cols, int ld) {
 
 // P = (P + P') / 2 and C = [A; G] in the caller's units. Returns the lanes that hold a NaN or an infinity.
 template <class V>
-static Mask<V> load_matrices(const SolveCall& call, const Elements<V>& elements, Program<V>& Q) {
+OPTLAYER_FUNCTION Mask<V> load_matrices(const SolveCall& call, const Elements<V>& elements, Program<V>& Q) {
   const int n = Q.n, ld = Q.ld;
   load_matrix(call.P, call.single, elements, n, n, ld, Q.P);
   load_matrix(call.A, call.single, elements, Q.p, n, ld, Q.C);
@@ -72,8 +74,8 @@ static Mask<V> load_matrices(const SolveCall& call, const Elements<V>& elements,
 // q, d = [b; h] and the bounds in the caller's units, and what is there of rows and bounds. `invalid` are lanes with a
 // NaN, or an infinity where none may be; `crossed` those with lb > ub.
 template <class V>
-static void load_vectors(const SolveCall& call, const Elements<V>& elements, Program<V>& Q, Mask<V>& invalid,
-                         Mask<V>& crossed) {
+OPTLAYER_FUNCTION void load_vectors(const SolveCall& call, const Elements<V>& elements, Program<V>& Q,
+                                    Mask<V>& invalid, Mask<V>& crossed) {
   const int n = Q.n, m = Q.m, p = Q.p;
   load_vector(call.q, call.single, elements, n, 0, Q.q);
   load_vector(call.b, call.single, elements, p, 0, Q.d);
@@ -113,7 +115,7 @@ static void load_vectors(const SolveCall& call, const Elements<V>& elements, Pro
 
 // Rows with h = inf do not shape the scaling.
 template <class V>
-static void mask_rows(Program<V>& Q) {
+OPTLAYER_FUNCTION void mask_rows(Program<V>& Q) {
   for (int i = Q.p; i < Q.r; i++)
     if (!all(Q.live[i] > V(0)))
       for (int j = 0; j < Q.n; j++) Q.C[i * Q.ld + j] *= Q.live[i];
@@ -121,9 +123,10 @@ static void mask_rows(Program<V>& Q) {
 
 // Lanes whose data are of no use get a harmless problem instead, so that their values disturb nobody's speed.
 template <class V>
-static void replace(Program<V>& Q, Mask<V> bad, bool matrices) {
+OPTLAYER_FUNCTION void replace(Program<V>& Q, Mask<V> bad, bool matrices) {
+  V* const vectors[] = {Q.q, Q.lo, Q.hi, Q.has_lo, Q.has_hi, Q.fixed};
   for (int j = 0; j < Q.n; j++)
-    for (V* vector : {Q.q, Q.lo, Q.hi, Q.has_lo, Q.has_hi, Q.fixed}) vector[j] = select(bad, V(0), vector[j]);
+    for (V* vector : vectors) vector[j] = select(bad, V(0), vector[j]);
   for (int i = 0; i < Q.r; i++) Q.d[i] = select(bad, V(0), Q.d[i]);
   if (!matrices) return;
   for (int i = 0; i < Q.n; i++)

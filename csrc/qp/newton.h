@@ -54,7 +54,7 @@ struct Newton {
   V mu, primal, dual, gap;  // mean complementarity; scaled, purely relative residuals
   V contract;               // the largest unscaled residual in units of its tolerance: met at 1
 
-  void lay_out(Arena& arena, int n_, int r_, int p_) {
+  OPTLAYER_METHOD void lay_out(Arena& arena, int n_, int r_, int p_) {
     n = n_, r = r_, p = p_;
     const int most = r + 2 * n;
     at.lay_out(arena, n, r);
@@ -64,7 +64,7 @@ struct Newton {
     for (V** vector : {&rd, &Px, &Gz, &Ay, &dx, &diagonal, &free, &dual_unit}) *vector = arena.take<V>(n);
   }
 
-  void begin(const Program<V>& program, const Rules& given, bool in_range_space) {
+  OPTLAYER_METHOD void begin(const Program<V>& program, const Rules& given, bool in_range_space) {
     Q = &program, rules = &given, ranged = in_range_space;
     boxes = Q->boxes && !ranged, T = boxes ? r + 2 * n : r;
     count = V(0);
@@ -87,7 +87,7 @@ struct Newton {
   }
 
   // E x (and A x) for all rows, in the lanes of `which`. In the range space C x follows from v.
-  void rows_of(const V* x, Mask<V> which = Mask<V>(true)) {
+  OPTLAYER_METHOD void rows_of(const V* x, Mask<V> which = Mask<V>(true)) {
     if (ranged) {
       if (!any(which)) return;
       product(space.K, space.ldk, r, r, at.v, is);
@@ -100,7 +100,7 @@ struct Newton {
   }
 
   // (dx, dz) with (P + rho) dx + E'dz = a, E dx - dz/w = c for all rows, equalities included; a = -rd in the split.
-  void solve() {
+  OPTLAYER_METHOD void solve() {
     if (ranged) {
       for (int i = 0; i < r; i++) dz[i] = -c[i];
       lower_solve(split.F, split.ldf, split.inv_f, r, dz);
@@ -119,12 +119,12 @@ struct Newton {
   }
 
   // Factorise for the weights w (T), of which the range space wants the reciprocals.
-  Mask<V> factor(V rho) {
+  OPTLAYER_METHOD Mask<V> factor(V rho) {
     if (ranged) {
       Mask<V> ok = cholesky(space.K, space.ldk, w, split.F, split.ldf, split.inv_f, r);
       V bump(0);
       for (int attempt = 0; attempt < 4 && !all(ok); attempt++) {
-        bump = select(ok, bump, V(BUMPS[attempt]));
+        bump = select(ok, bump, V(bump_of(attempt)));
         for (int i = 0; i < r; i++) dz[i] = w[i] + bump * (w[i] + space.K[i * space.ldk + i]);
         ok = cholesky(space.K, space.ldk, dz, split.F, split.ldf, split.inv_f, r);
       }
@@ -139,7 +139,7 @@ struct Newton {
 
   // Mehrotra's starting point, from the system with all weights one; rows far from the origin of the scaled problem
   // are left out of it and get slacks and multipliers afterwards.
-  Mask<V> start() {
+  OPTLAYER_METHOD Mask<V> start() {
     V* near = iz;
     for (int i = 0; i < T; i++) {
       near[i] = i < p ? V(1) : select(e[i] <= V(FAR), Q->live[i], V(0));
@@ -204,7 +204,7 @@ struct Newton {
 
   // Take a warm start, x in dx (n) and multipliers in dz (T) with slacks to be mended, on the lanes where it is no worse
   // by far than the cold one.
-  void warm_start() {
+  OPTLAYER_METHOD void warm_start() {
     V usual(0), offered(0), sum(0);
     V* x = dx;
     for (int j = 0; j < n && !ranged; j++) {
@@ -235,7 +235,7 @@ struct Newton {
   }
 
   // Residuals at the point: scaled for the method, unscaled for the contract.
-  void measure(Mask<V> which) {
+  OPTLAYER_METHOD void measure(Mask<V> which) {
     const V* x = at.x;
     rows_of(x, which && larger(larger(primal, dual), gap) < V(DRIFT));
     V complementarity(0), support(0), worst_p(0), raw_p(0), size_p(1), raw_size_p(0);
@@ -306,14 +306,14 @@ struct Newton {
     contract = select(sum == sum, contract, V(INFINITY));
   }
 
-  V in_tolerance(V residual, V size) const {
+  OPTLAYER_METHOD V in_tolerance(V residual, V size) const {
     const double least = rules->eps_abs > NONZERO ? rules->eps_abs : NONZERO;
     return residual / larger(V(rules->eps_rel) * size, V(least));
   }
 
   // One predictor-corrector step (Mehrotra, SIAM J. Optim. 2, 1992) of the lanes that are `moving`; returns where the
   // factorisation succeeded.
-  Mask<V> advance(V rho, V delta, Mask<V> moving) {
+  OPTLAYER_METHOD Mask<V> advance(V rho, V delta, Mask<V> moving) {
     for (int i = 0; i < p; i++) w[i] = ranged ? delta : V(1) / delta, c[i] = -rz[i];
     for (int i = p; i < T; i++) {
       const V z = at.v[i], s = at.s[i], live = Q->live[i];
@@ -369,7 +369,7 @@ struct Newton {
     return ok;
   }
 
-  V fraction(V step) const {
+  OPTLAYER_METHOD V fraction(V step) const {
     return select(alone, V(1), step * select(step > V(LONG), V(LONG_STEP), V(STEP)));
   }
 };

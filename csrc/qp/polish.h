@@ -23,8 +23,8 @@ namespace OPTLAYER_ISA {
 // The largest residual of a point in units of its tolerance max(eps_abs, eps_rel scale), on the data as given
 // (optlayer/problem.py): x, v, z_box and their products P x, A'y, G'z, C x in scaled units. Infinite for NaN.
 template <class V>
-static V contract_merit(const Program<V>& Q, const Rules& rules, const V* x, const V* v, const V* z_box, const V* Px,
-                        const V* Aty, const V* Gtz, const V* Cx) {
+OPTLAYER_FUNCTION V contract_merit(const Program<V>& Q, const Rules& rules, const V* x, const V* v, const V* z_box,
+                                   const V* Px, const V* Aty, const V* Gtz, const V* Cx) {
   const V cost = V(1) / Q.c;
   V xPx(0), qx(0), support(0), sum(0), primal(0), primal_scale(0), dual(0), dual_scale(0);
   for (int j = 0; j < Q.n; j++) {
@@ -80,7 +80,7 @@ struct Polisher {
   V weak, merit;                 // weakly active rows and bounds; the contract
   Mask<V> ranged;                // K is to be factorised in the range space
 
-  void lay_out(Arena& arena, int n_, int r_, const Split<V>* shared = nullptr) {
+  OPTLAYER_METHOD void lay_out(Arena& arena, int n_, int r_, const Split<V>* shared = nullptr) {
     n = n_, r = r_;
     system.lay_out(arena, n, r, shared);
     for (V** t : {&x, &z_box, &w_box, &lower, &upper, &try_w_box, &right_x, &bound, &new_x, &new_box, &flip_lower, &flip_upper})
@@ -90,7 +90,7 @@ struct Polisher {
   }
 
   // Before the first call for a pack.
-  void reset() {
+  OPTLAYER_METHOD void reset() {
     space = nullptr, form = factored = false;
     for (int j = 0; j < n; j++) x[j] = z_box[j] = w_box[j] = V(0);
     for (int i = 0; i < r; i++) v[i] = w[i] = V(0);
@@ -100,8 +100,8 @@ struct Polisher {
 
   // Polish the lanes of `which` from an interior point, in the range space if one is given. Returns the lanes whose
   // active set is verified and whose point is no worse, or, early, is good enough.
-  Mask<V> polish(const Program<V>& Q, const Point<V>& at, const Rules& rules, Mask<V> which,
-                 const RangeSpace<V>* in_range_space, bool early) {
+  OPTLAYER_METHOD Mask<V> polish(const Program<V>& Q, const Point<V>& at, const Rules& rules, Mask<V> which,
+                                 const RangeSpace<V>* in_range_space, bool early) {
     if (in_range_space != nullptr) space = in_range_space;
     form = in_range_space != nullptr;
     V before(1);
@@ -133,7 +133,7 @@ struct Polisher {
 
   // The interior point itself, with the central weights z/s in all rows, for lanes that the last call of `polish`
   // found nothing better for.
-  void central(const Program<V>& Q, const Point<V>& at, const Rules& rules, Mask<V> which) {
+  OPTLAYER_METHOD void central(const Program<V>& Q, const Point<V>& at, const Rules& rules, Mask<V> which) {
     interior_point(Q, at);
     take(which, judge(Q, rules));
     for (int i = 0; i < r; i++)
@@ -144,11 +144,11 @@ struct Polisher {
   }
 
   // The memory of the factor, which is shared, has been used for something else.
-  void forget_factor() { fresh = Mask<V>(false); }
+  OPTLAYER_METHOD void forget_factor() { fresh = Mask<V>(false); }
 
   // The lanes whose K has no more heavy rows than are kept. Where it has, the rows to keep have to be chosen such that
   // they span all of them, which the kernels leave to the reference engine.
-  Mask<V> fits() {
+  OPTLAYER_METHOD Mask<V> fits() {
     V heavy(0), there(0);
     for (int i = 0; i < r; i++) heavy += select(w[i] > V(1), V(1), V(0)), there += select(w[i] > V(0), V(1), V(0));
     ranged = ranged && there <= V(system.slots);
@@ -157,7 +157,7 @@ struct Polisher {
 
   // State, factor and index of the first `used` lanes for the backward pass; lanes not `solved` have none. Factors that
   // are not those of (w, w_box) are made anew.
-  void write(const Program<V>& Q, const SolveCall& call, const Elements<V>& elements, Mask<V> solved) {
+  OPTLAYER_METHOD void write(const Program<V>& Q, const SolveCall& call, const Elements<V>& elements, Mask<V> solved) {
     Mask<V> ok = solved;
     for (int in_range = 1; call.keep_factor && in_range >= 0; in_range--) {
       const Mask<V> mine = solved && (in_range ? ranged : !ranged);
@@ -184,13 +184,13 @@ struct Polisher {
   bool factored;    // it is of the range space
   bool form;        // so is that of the present lanes
 
-  static V central_box(const Program<V>& Q, const Point<V>& at, int j) {
+  static OPTLAYER_METHOD V central_box(const Program<V>& Q, const Point<V>& at, int j) {
     if (!Q.boxes) return V(0);
     const V weight = Q.has_lo[j] * at.z_lo[j] / at.s_lo[j] + Q.has_hi[j] * at.z_hi[j] / at.s_hi[j];
     return select(Q.fixed[j] > V(0) || weight > V(DECIDED), V(INFINITY), weight);
   }
 
-  void guess(const Program<V>& Q, const Point<V>& at) {
+  OPTLAYER_METHOD void guess(const Program<V>& Q, const Point<V>& at) {
     for (int i = 0; i < r; i++)
       rows[i] = i < Q.p ? V(1) : select(Q.live[i] > V(0) && at.v[i] > at.s[i], V(1), V(0));
     for (int j = 0; j < n; j++) {
@@ -206,7 +206,8 @@ struct Polisher {
   // Solve the KKT conditions on the guessed active set in the lanes of `todo` and look at the signs they give. Leaves
   // the point in new_x, new_v, new_box and the weights of K to keep in try_w, try_w_box. Returns where the point exists;
   // `right` where no sign is wrong, `strict` where none is near zero either, `count` the weak rows and bounds.
-  Mask<V> attempt(const Program<V>& Q, const Point<V>& at, Mask<V> todo, Mask<V>& right, Mask<V>& strict, V& count) {
+  OPTLAYER_METHOD Mask<V> attempt(const Program<V>& Q, const Point<V>& at, Mask<V> todo, Mask<V>& right,
+                                  Mask<V>& strict, V& count) {
     for (int i = 0; i < r; i++) try_w[i] = select(todo, select(rows[i] > V(0), V(INFINITY), V(0)), w[i]);
     for (int j = 0; j < n; j++) {
       bound[j] = V(0);
@@ -268,13 +269,13 @@ struct Polisher {
     return exists && finite(sum);
   }
 
-  Mask<V> factorise(const Program<V>& Q, bool in_range_space) {
+  OPTLAYER_METHOD Mask<V> factorise(const Program<V>& Q, bool in_range_space) {
     factored = in_range_space;
     return in_range_space ? system.factor(*space) : system.factor(Q, V(1));
   }
 
   // Units of multipliers and slacks: the terms of stationarity, and the rows and variables, at the interior point.
-  void sizes(const Program<V>& Q, const Point<V>& at) {
+  OPTLAYER_METHOD void sizes(const Program<V>& Q, const Point<V>& at) {
     z_size = larger(system.first_Px, V(1e-300)), s_size = larger(system.first_Cx, V(1));
     for (int j = 0; j < n; j++) {
       z_size = larger(absolute(Q.q[j]), z_size), s_size = larger(absolute(at.x[j]), s_size);
@@ -284,7 +285,7 @@ struct Polisher {
   }
 
   // Rows whose multiplier (active) or slack (inactive) vanishes and whose interior z0, s0 decide for neither.
-  Mask<V> in_doubt(Mask<V> active, V z, V s, V z0, V s0) const {
+  OPTLAYER_METHOD Mask<V> in_doubt(Mask<V> active, V z, V s, V z0, V s0) const {
     const Mask<V> as_active = active && z <= V(Z_SIGN) * z_size && s0 < V(WEAK) * s_size && s0 * V(AMBIGUOUS) > z0;
     const Mask<V> as_inactive =
         !active && s <= V(S_SIGN) * s_size && z0 < V(WEAK) * larger(z_size, V(1)) && s0 < V(AMBIGUOUS) * z0;
@@ -292,7 +293,7 @@ struct Polisher {
   }
 
   // How many active inequalities depend on the active rows before them; equalities stand first.
-  V dependent(const Program<V>& Q) const {
+  OPTLAYER_METHOD V dependent(const Program<V>& Q) const {
     const Split<V>& split = system.split;
     V count(0);
     for (int s = 0; s < split.k; s++) {
@@ -305,7 +306,7 @@ struct Polisher {
   }
 
   // Weights in proportion to z^2, as on the central path.
-  void share(const Program<V>& Q, Mask<V> which, V largest) {
+  OPTLAYER_METHOD void share(const Program<V>& Q, Mask<V> which, V largest) {
     const V least(SHARED_LEAST), most(SHARED_MOST);
     for (int i = Q.p; i < r; i++) {
       const V part = system.v[i] / largest;
@@ -320,7 +321,7 @@ struct Polisher {
   }
 
   // Take the attempt's point in the lanes of `done` where its merit is good.
-  Mask<V> accept(const Program<V>& Q, const Rules& rules, Mask<V> done, V before) {
+  OPTLAYER_METHOD Mask<V> accept(const Program<V>& Q, const Rules& rules, Mask<V> done, V before) {
     bool clamped = false;
     for (int i = Q.p; i < r; i++) clamped = clamped || any(done && system.v[i] < V(0));
     if (clamped) products(Q);
@@ -335,7 +336,7 @@ struct Polisher {
     return good;
   }
 
-  void take(Mask<V> which, V reached) {
+  OPTLAYER_METHOD void take(Mask<V> which, V reached) {
     for (int j = 0; j < n; j++) x[j] = select(which, new_x[j], x[j]), z_box[j] = select(which, new_box[j], z_box[j]);
     for (int i = 0; i < r; i++) v[i] = select(which, new_v[i], v[i]);
     merit = select(which, reached, merit);
@@ -343,7 +344,7 @@ struct Polisher {
     ranged = (ranged && !which) || (which && Mask<V>(form));
   }
 
-  void products(const Program<V>& Q) {
+  OPTLAYER_METHOD void products(const Program<V>& Q) {
     const int p = Q.p, m = Q.m, ld = Q.ld;
     product(Q.P, ld, n, n, new_x, system.Px);
     product(Q.C, ld, r, n, new_x, system.Cx);
@@ -353,7 +354,7 @@ struct Polisher {
   }
 
   // The merit of the new point as it will be read: rounded to float32, in the caller's units, if that is what is asked.
-  V judge(const Program<V>& Q, const Rules& rules) {
+  OPTLAYER_METHOD V judge(const Program<V>& Q, const Rules& rules) {
     if (rules.single) {
       for (int j = 0; j < n; j++) {
         const V unit = Q.c * Q.D[j];
@@ -369,7 +370,7 @@ struct Polisher {
   }
 
   // The interior point as the new point; of fixed variables the multiplier is what stationarity leaves.
-  void interior_point(const Program<V>& Q, const Point<V>& at) {
+  OPTLAYER_METHOD void interior_point(const Program<V>& Q, const Point<V>& at) {
     for (int j = 0; j < n; j++) new_x[j] = at.x[j], new_box[j] = V(0);
     for (int i = 0; i < r; i++) new_v[i] = i < Q.p ? at.v[i] : Q.live[i] * at.v[i];
     if (!Q.boxes) return;
@@ -381,14 +382,14 @@ struct Polisher {
     }
   }
 
-  V judge_interior(const Program<V>& Q, const Point<V>& at, const Rules& rules) {
+  OPTLAYER_METHOD V judge_interior(const Program<V>& Q, const Point<V>& at, const Rules& rules) {
     interior_point(Q, at);
     if (!Q.boxes) products(Q);
     return contract_merit(Q, rules, new_x, new_v, new_box, system.Px, system.Aty, system.Gtz, system.Cx);
   }
 
   // Make the system's factor that of (w, w_box) in the lanes of `which`.
-  Mask<V> refactor(const Program<V>& Q, Mask<V> which, bool in_range_space) {
+  OPTLAYER_METHOD Mask<V> refactor(const Program<V>& Q, Mask<V> which, bool in_range_space) {
     if (all(fresh || !which) && factored == in_range_space) return exists;
     for (int i = 0; i < r; i++) try_w[i] = select(which, w[i], V(0));
     for (int j = 0; j < n; j++) try_w_box[j] = select(which, w_box[j], V(0));
@@ -397,7 +398,8 @@ struct Polisher {
     return exists = factorise(Q, in_range_space);
   }
 
-  void store_state(const Program<V>& Q, const SolveCall& call, const Elements<V>& elements, Mask<V> ok) {
+  OPTLAYER_METHOD void store_state(const Program<V>& Q, const SolveCall& call, const Elements<V>& elements,
+                                   Mask<V> ok) {
     const int size = 2 * n + 2 * r + 2;
     const V last[2] = {Q.c, select(ok, select(ranged, V(2), V(1)), V(0))};
     int64_t at[lanes<V>];
@@ -411,7 +413,7 @@ struct Polisher {
   }
 
   // Nothing is left uninitialised.
-  void clear_factor(const SolveCall& call, const Elements<V>& elements, Mask<V> which) {
+  OPTLAYER_METHOD void clear_factor(const SolveCall& call, const Elements<V>& elements, Mask<V> which) {
     const int64_t slots = system.slots, size = (int64_t)n * n + slots * slots;
     for (int l = 0; l < elements.used; l++) {
       if (!lane_of(which, l)) continue;
@@ -421,7 +423,7 @@ struct Polisher {
   }
 
   // A lower factor (k, k), filled up to (rows, rows) by the identity, column after column; of all lanes or of one.
-  void store_lower(const V* L, int ld, int k, int rows, double* to, const int64_t* offsets, int used) {
+  OPTLAYER_METHOD void store_lower(const V* L, int ld, int k, int rows, double* to, const int64_t* offsets, int used) {
     int64_t at[lanes<V>];
     for (int j = 0; j < rows; j++) {
       for (int i = 0; i < rows; i++) column[i] = i < j || i >= k ? V(i == j) : L[(size_t)i * ld + j];
@@ -429,14 +431,14 @@ struct Polisher {
       store(column, rows, to, false, at, used);
     }
   }
-  static void store_lower(const V* L, int ld, int k, int rows, double* to, int l) {
+  static OPTLAYER_METHOD void store_lower(const V* L, int ld, int k, int rows, double* to, int l) {
     for (int j = 0; j < rows; j++)
       for (int i = 0; i < rows; i++)
         to[(int64_t)j * rows + i] = i < j ? 0 : i < k ? lane(L[(size_t)i * ld + j], l) : i == j ? 1 : 0;
   }
 
   // L and F column after column, and the kept rows: the heavy ones in order, then the light ones.
-  void store_factor(const SolveCall& call, const Elements<V>& elements, Mask<V> which) {
+  OPTLAYER_METHOD void store_factor(const SolveCall& call, const Elements<V>& elements, Mask<V> which) {
     const Split<V>& split = system.split;
     const int slots = system.slots, k = split.k;
     const int64_t size = (int64_t)n * n + (int64_t)slots * slots;

@@ -32,7 +32,7 @@ struct Program {
   V *has_lo, *has_hi, *fixed;  // (n) 1 or 0; of a fixed variable only `fixed` is 1, and lo = hi = its value
 
   // live, has_lo and has_hi follow each other in memory: together they tell which of all T = r + 2 n rows are there.
-  void lay_out(Arena& arena, int n_, int m_, int p_) {
+  OPTLAYER_METHOD void lay_out(Arena& arena, int n_, int m_, int p_) {
     n = n_, m = m_, p = p_, r = m_ + p_, ld = leading<V>(n_), boxes = false;
     P = arena.take<V>((size_t)n * ld), C = arena.take<V>((size_t)r * ld);
     for (V** vector : {&q, &lo, &hi, &D, &fixed}) *vector = arena.take<V>(n);
@@ -41,7 +41,7 @@ struct Program {
   }
 
   // Rows of C and, where there are any, bounds.
-  int rows() const { return boxes ? r + 2 * n : r; }
+  OPTLAYER_METHOD int rows() const { return boxes ? r + 2 * n : r; }
 };
 
 // x, multipliers v = [y; z] and slacks s of all rows (s of equalities and dead rows is 1, z of dead rows 0), multipliers
@@ -52,7 +52,7 @@ template <class V>
 struct Point {
   V *x, *v, *s, *z_lo, *s_lo, *z_hi, *s_hi;
 
-  void lay_out(Arena& arena, int n, int r) {
+  OPTLAYER_METHOD void lay_out(Arena& arena, int n, int r) {
     x = arena.take<V>(n);
     v = arena.take<V>(r + 2 * n), z_lo = v + r, z_hi = z_lo + n;
     s = arena.take<V>(r + 2 * n), s_lo = s + r, s_hi = s_lo + n;

@@ -29,7 +29,7 @@ struct RangeSpace {
   V *lq, *g;   // L^-1 q (n), V' L^-1 q (r)
   V g0;        // q'P^-1 q
 
-  void lay_out(Arena& arena, int n_, int r_) {
+  OPTLAYER_METHOD void lay_out(Arena& arena, int n_, int r_) {
     n = n_, r = r_, ld = leading<V>(n_), ldk = leading<V>(r_);
     L = arena.take<V>((size_t)n * ld), inv = arena.take<V>(n);
     VT = arena.take<V>((size_t)r * ld), K = arena.take<V>((size_t)r * ldk);
@@ -37,7 +37,7 @@ struct RangeSpace {
   }
 
   // L; returns the lanes that may take the shortcut as far as P is concerned, and in `definite` where L exists.
-  Mask<V> admit(const Program<V>& Q, Mask<V>& definite) {
+  OPTLAYER_METHOD Mask<V> admit(const Program<V>& Q, Mask<V>& definite) {
     definite = cholesky(Q.P, Q.ld, (const V*)nullptr, L, ld, inv, n);
     V least = L[0], most = L[0];
     for (int i = 0; i < n; i++) least = smaller(L[i * ld + i], least), most = larger(L[i * ld + i], most);
@@ -45,7 +45,7 @@ struct RangeSpace {
   }
 
   // V and K from L and C, in the lanes of `which`; the others get a factor that harms nobody.
-  void set_up(const Program<V>& Q, Mask<V> which) {
+  OPTLAYER_METHOD void set_up(const Program<V>& Q, Mask<V> which) {
     for (int i = 0; i < n && !all(which); i++) {
       for (int j = 0; j <= i; j++) L[i * ld + j] = select(which, L[i * ld + j], V(i == j));
       inv[i] = select(which, inv[i], V(1));
@@ -57,7 +57,7 @@ struct RangeSpace {
   }
 
   // What depends on q.
-  void set_cost(const Program<V>& Q) {
+  OPTLAYER_METHOD void set_cost(const Program<V>& Q) {
     for (int j = 0; j < n; j++) lq[j] = Q.q[j];
     lower_solve(L, ld, inv, n, lq);
     product(VT, ld, r, n, lq, g);
@@ -65,7 +65,7 @@ struct RangeSpace {
   }
 
   // x = -L^-T (L^-1 q + V v).
-  void primal(const V* v, V* x) const {
+  OPTLAYER_METHOD void primal(const V* v, V* x) const {
     for (int j = 0; j < n; j++) x[j] = lq[j];
     product_transposed(VT, ld, r, n, v, x);
     for (int j = 0; j < n; j++) x[j] = -x[j];

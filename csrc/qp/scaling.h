@@ -21,7 +21,7 @@ OPTLAYER_INLINE V clipped(V a) {
 
 // The largest |P_ij| D_j of each row, times D_i.
 template <class V>
-static void row_maxima(const Program<V>& Q, V* most) {
+OPTLAYER_FUNCTION void row_maxima(const Program<V>& Q, V* most) {
   for (int i = 0; i < Q.n; i++) {
     const V* P = Q.P + (size_t)i * Q.ld;
     V row(0);
@@ -32,7 +32,7 @@ static void row_maxima(const Program<V>& Q, V* most) {
 
 // The maxima of the columns of [c P; C] and of the rows of C, in the units so far.
 template <class V>
-static void maxima(const Program<V>& Q, const V* most_P, V* column, V* row) {
+OPTLAYER_FUNCTION void maxima(const Program<V>& Q, const V* most_P, V* column, V* row) {
   for (int j = 0; j < Q.n; j++) column[j] = Q.c * most_P[j];
   for (int i = 0; i < Q.r; i++) {
     const V* C = Q.C + (size_t)i * Q.ld;
@@ -49,7 +49,7 @@ static void maxima(const Program<V>& Q, const V* most_P, V* column, V* row) {
 
 // The factor that brings the objective to order one.
 template <class V>
-static V cost_factor(const Program<V>& Q, bool with_q, const V* most_P) {
+OPTLAYER_FUNCTION V cost_factor(const Program<V>& Q, bool with_q, const V* most_P) {
   V mean(0), cost(0);
   for (int j = 0; j < Q.n; j++) {
     mean += most_P[j];
@@ -60,7 +60,7 @@ static V cost_factor(const Program<V>& Q, bool with_q, const V* most_P) {
 
 // The largest factor by which entries differ from 1; those that keep their unit do not count.
 template <class V>
-static V spread(const V* entries, int count) {
+OPTLAYER_FUNCTION V spread(const V* entries, int count) {
   V most(1), least(1);
   for (int i = 0; i < count; i++) most = larger(clipped(entries[i]), most), least = smaller(clipped(entries[i]), least);
   return larger(most, V(1) / least);
@@ -69,7 +69,7 @@ static V spread(const V* entries, int count) {
 // Find D, E and c for the unscaled data in Q; fixed variables, whose unit is 1, take no part. Where matrices are shared by the batch, c must not depend on q (`with_q`
 // false). Scratch: most_P (n), column (n), row (r). Returns whether D and E are 1 in all lanes.
 template <class V>
-static bool equilibrate(Program<V>& Q, bool with_q, V* most_P, V* column, V* row) {
+OPTLAYER_FUNCTION bool equilibrate(Program<V>& Q, bool with_q, V* most_P, V* column, V* row) {
   const int n = Q.n, r = Q.r;
   for (int j = 0; j < n; j++) Q.D[j] = V(1) - Q.fixed[j];
   for (int i = 0; i < r; i++) Q.E[i] = V(1);
@@ -112,7 +112,7 @@ static bool equilibrate(Program<V>& Q, bool with_q, V* most_P, V* column, V* row
 
 // Bring the matrices to the units found; `plain`: D and E are 1.
 template <class V>
-static void scale_matrices(Program<V>& Q, bool plain) {
+OPTLAYER_FUNCTION void scale_matrices(Program<V>& Q, bool plain) {
   for (int i = 0; i < Q.n; i++) {
     V* P = Q.P + (size_t)i * Q.ld;
     const V unit = Q.c * Q.D[i];
@@ -126,7 +126,7 @@ static void scale_matrices(Program<V>& Q, bool plain) {
 
 // Bring the vectors to the units found.
 template <class V>
-static void scale_vectors(Program<V>& Q) {
+OPTLAYER_FUNCTION void scale_vectors(Program<V>& Q) {
   for (int j = 0; j < Q.n; j++) {
     const V unit = V(1) / Q.D[j];
     Q.q[j] *= Q.c * Q.D[j];

@@ -30,7 +30,7 @@ struct Solver {
   bool shared;          // the batch has one P, G and A, in the range space: they are set up once
   bool set_up = false;  // and they have been
 
-  Solver(const SolveCall& given, Arena& arena) : call(given), rules(given) {
+  OPTLAYER_METHOD Solver(const SolveCall& given, Arena& arena) : call(given), rules(given) {
     const int n = call.n, m = call.m, p = call.p, r = m + p;
     Q.lay_out(arena, n, m, p);
     interior.lay_out(arena, n, r, p);
@@ -43,12 +43,12 @@ struct Solver {
   }
 
   // Whether the formulation and the numbers of rows and variables permit the range space.
-  bool ranges() const {
+  OPTLAYER_METHOD bool ranges() const {
     if (call.formulation != Formulation::automatic) return call.formulation == Formulation::range;
     return call.m + call.p <= ROWS_PER_VARIABLE * call.n;
   }
 
-  void run(const Elements<V>& elements) {
+  OPTLAYER_METHOD void run(const Elements<V>& elements) {
     Newton<V>& newton = interior.newton;
     Mask<V> invalid, crossed, admitted(false), definite(true), convex(true);
     load_vectors(call, elements, Q, invalid, crossed);
@@ -125,14 +125,14 @@ struct Solver {
   }
 
   // Polish the interior point on some lanes; the residuals there are those of the last measurement.
-  Mask<V> attempt(Mask<V> which, bool ranged, bool early) {
+  OPTLAYER_METHOD Mask<V> attempt(Mask<V> which, bool ranged, bool early) {
     Newton<V>& newton = interior.newton;
     if (ranged) newton.space.primal(newton.at.v, newton.at.x);
     return polisher.polish(Q, newton.at, rules, which, ranged ? &newton.space : nullptr, early);
   }
 
   // P + 3e-5 max|P| I, in the caller's units, has a Cholesky factor.
-  Mask<V> is_convex() {
+  OPTLAYER_METHOD Mask<V> is_convex() {
     Split<V>& scratch = interior.newton.split;
     V most(0);
     for (int i = 0; i < Q.n; i++)
@@ -146,7 +146,7 @@ struct Solver {
     return cholesky(scratch.L, scratch.ld, add, scratch.L, scratch.ld, scratch.inv, Q.n);
   }
 
-  void warm_start(const Elements<V>& elements) {
+  OPTLAYER_METHOD void warm_start(const Elements<V>& elements) {
     Newton<V>& newton = interior.newton;
     const int n = Q.n, r = Q.r, p = Q.p;
     V *x = newton.dx, *v = newton.dz, *box = newton.Gz;
@@ -163,7 +163,7 @@ struct Solver {
   }
 
   // The part of a move of an active bound that is the lower one's: by the weights of the interior point, for now.
-  void share_bounds(Mask<V> which) {
+  OPTLAYER_METHOD void share_bounds(Mask<V> which) {
     const Point<V>& at = interior.newton.at;
     for (int j = 0; j < Q.n; j++) {
       if (!Q.boxes) {
@@ -176,7 +176,7 @@ struct Solver {
     }
   }
 
-  void write(const Elements<V>& elements, V status, V iterations, bool proven) {
+  OPTLAYER_METHOD void write(const Elements<V>& elements, V status, V iterations, bool proven) {
     const int n = Q.n, m = Q.m, p = Q.p, r = Q.r;
     const Mask<V> solved = status == V((double)SOLVED);
     const Mask<V> answered = solved || (status == V((double)ALMOST_SOLVED) && Mask<V>(!call.nan_failures));
@@ -217,7 +217,7 @@ struct Solver {
   }
 
   // Zeros where `from` is null.
-  void store_vector(const Elements<V>& elements, const V* from, int count, void* to) {
+  OPTLAYER_METHOD void store_vector(const Elements<V>& elements, const V* from, int count, void* to) {
     if (count == 0) return;
     if (from == nullptr) {
       const size_t size = (call.single ? sizeof(float) : sizeof(double)) * count;
@@ -231,14 +231,14 @@ struct Solver {
 };
 
 template <class V>
-static size_t solve_workspace(const SolveCall& call) {
+OPTLAYER_FUNCTION size_t solve_workspace(const SolveCall& call) {
   Arena arena(nullptr);
   Solver<V> solver(call, arena);
   return arena.used();
 }
 
 template <class V>
-static void solve(const SolveCall& call, int64_t begin, int64_t end, void* workspace) {
+OPTLAYER_FUNCTION void solve(const SolveCall& call, int64_t begin, int64_t end, void* workspace) {
   Arena arena(workspace);
   Solver<V> solver(call, arena);
   for (int64_t e = begin; e < end; e += lanes<V>) solver.run(Elements<V>(e, end));

@@ -24,7 +24,10 @@ namespace OPTLAYER_ISA {
 
 // Relative enlargements of the diagonal of a matrix whose factorisation breaks down by rounding; refinement takes the
 // perturbation out again.
-static constexpr double BUMPS[] = {1e-14, 1e-12, 1e-10, 1e-8};
+OPTLAYER_FUNCTION double bump_of(int attempt) {
+  static constexpr double bumps[] = {1e-14, 1e-12, 1e-10, 1e-8};
+  return bumps[attempt];
+}
 
 template <class V>
 struct Split {
@@ -41,7 +44,7 @@ struct Split {
   int32_t used[lanes<V>];  // the slots that each lane needs: the first ones
   V *u, *t, *g;    // scratch (n), (capacity + 1), (r)
 
-  void lay_out(Arena& arena, int n_, int r_, int capacity_) {
+  OPTLAYER_METHOD void lay_out(Arena& arena, int n_, int r_, int capacity_) {
     n = n_, r = r_, capacity = capacity_, k = 0, condensed = false, ld = leading<V>(n_), ldf = leading<V>(capacity_);
     L = arena.take<V>((size_t)n * ld), inv = arena.take<V>(n);
     R = arena.take<V>((size_t)capacity * ld);
@@ -53,7 +56,7 @@ struct Split {
 
   // Cut the weights w (r) and list the heavy rows of each lane in their order, at most `capacity` of them; the others
   // weigh `cap`. Returns where that was enough.
-  Mask<V> weigh(const V* w, V cap) {
+  OPTLAYER_METHOD Mask<V> weigh(const V* w, V cap) {
     V most(0), enough(1);
     for (int i = 0; i < r; i++) {
       gamma[i] = smaller(w[i], cap);
@@ -80,7 +83,7 @@ struct Split {
   }
 
   // k, and row 0 in the slots that a lane does not need.
-  void fill_slots() {
+  OPTLAYER_METHOD void fill_slots() {
     k = 0;
     for (int l = 0; l < lanes<V>; l++) k = used[l] > k ? used[l] : k;
     for (int l = 0; l < lanes<V>; l++)
@@ -88,13 +91,13 @@ struct Split {
   }
 
   // Row by row what lies in the slots is added to a vector over the rows (r).
-  void scatter(V* slots, V* to) const {
+  OPTLAYER_METHOD void scatter(V* slots, V* to) const {
     slots[capacity] = V(0);
     for (int i = 0; i < r; i++) to[i] += gathered(slots, slot + i * lanes<V>);
   }
 
   // Rows of M (., ld) as they lie in the slots, times root.
-  void gather_rows(const V* M, int ldm, V* to) const {
+  OPTLAYER_METHOD void gather_rows(const V* M, int ldm, V* to) const {
     for (int s = 0; s < k; s++, to += ld) {
       int32_t row[lanes<V>];
       for (int l = 0; l < lanes<V>; l++) row[l] = heavy[s * lanes<V> + l] * ldm;
@@ -104,7 +107,7 @@ struct Split {
 
   // Factorise for the weights of the last `weigh`. `free` (n), 1 or 0, may be null: variables that are not free are
   // taken out. `diagonal` (n) is added to P. Returns where both factors exist.
-  Mask<V> factor(const Program<V>& Q, const V* diagonal, const V* free) {
+  OPTLAYER_METHOD Mask<V> factor(const Program<V>& Q, const V* diagonal, const V* free) {
     V bump(0);
     Mask<V> ok(true);
     for (int attempt = 0; attempt <= 4; attempt++) {
@@ -123,7 +126,7 @@ struct Split {
       }
       ok = cholesky(L, ld, (const V*)nullptr, L, ld, inv, n);
       if (all(ok) || attempt == 4) break;
-      bump = select(ok, bump, V(BUMPS[attempt]));
+      bump = select(ok, bump, V(bump_of(attempt)));
     }
     if (k == 0) return ok;
     gather_rows(Q.C, Q.ld, R);
@@ -135,11 +138,11 @@ struct Split {
   }
 
   // F F' = I + R R', of which `mend` may replace what it knows better.
-  Mask<V> border() {
+  OPTLAYER_METHOD Mask<V> border() {
     return border([] {});
   }
   template <class Mend>
-  Mask<V> border(Mend mend) {
+  OPTLAYER_METHOD Mask<V> border(Mend mend) {
     V bump(0);
     for (int attempt = 0;; attempt++) {
       row_products(R, ld, k, n, F, ldf);
@@ -147,13 +150,13 @@ struct Split {
       mend();
       const Mask<V> ok = cholesky(F, ldf, (const V*)nullptr, F, ldf, inv_f, k);
       if (all(ok) || attempt == 4) return ok;
-      bump = select(ok, bump, V(BUMPS[attempt]));
+      bump = select(ok, bump, V(bump_of(attempt)));
     }
   }
 
   // (dx, dv) for right-hand sides a (n) and c (r); dx may be a and dv may be c. dx is 0 on variables that are not free,
   // dv is 0 on rows of weight 0.
-  void solve(const Program<V>& Q, const V* free, const V* a, const V* c, V* dx, V* dv) {
+  OPTLAYER_METHOD void solve(const Program<V>& Q, const V* free, const V* a, const V* c, V* dx, V* dv) {
     for (int j = 0; j < n; j++) u[j] = a[j];
     if (condensed) {
       for (int i = 0; i < r; i++) g[i] = gamma[i] * c[i];

@@ -50,7 +50,7 @@ struct System {
   V first_Px, first_Cx;                     // norms at the start
 
   // The split's memory may be shared with another one that is not needed meanwhile.
-  void lay_out(Arena& arena, int n_, int r_, const Split<V>* shared = nullptr) {
+  OPTLAYER_METHOD void lay_out(Arena& arena, int n_, int r_, const Split<V>* shared = nullptr) {
     n = n_, r = r_, slots = r_ < 2 * n_ ? r_ : 2 * n_, bare = bounded = false;
     if (shared == nullptr) {
       split.lay_out(arena, n, r, slots);
@@ -63,10 +63,10 @@ struct System {
       *t = arena.take<V>(n);
   }
 
-  const V* mask() const { return bounded ? free : nullptr; }
+  OPTLAYER_METHOD const V* mask() const { return bounded ? free : nullptr; }
 
   // The weights of K: w (r), w_box (n).
-  void weigh(const V* w, const V* w_box) {
+  OPTLAYER_METHOD void weigh(const V* w, const V* w_box) {
     for (int i = 0; i < r; i++) {
       const Mask<V> here = w[i] > V(0);
       there[i] = select(here, V(1), V(0));
@@ -86,14 +86,14 @@ struct System {
   }
 
   // Factorise K for the weights of the last `weigh`: by the split with this cap, 0 or 1 in each lane.
-  Mask<V> factor(const Program<V>& Q, V cap) {
+  OPTLAYER_METHOD Mask<V> factor(const Program<V>& Q, V cap) {
     bare = false, split.L = L, split.inv = inv;
     const Mask<V> enough = split.weigh(weight, cap);
     return split.factor(Q, diagonal, mask()) && enough;
   }
 
   // The same from the range space: H = P is factorised there once and for all, for positive definite P without bounds.
-  Mask<V> factor(const RangeSpace<V>& space) {
+  OPTLAYER_METHOD Mask<V> factor(const RangeSpace<V>& space) {
     bare = false, split.L = space.L, split.inv = space.inv;
     const bool whole = r <= WHOLE && r <= slots;
     const Mask<V> enough = whole ? take_all() : split.weigh(weight, V(0));
@@ -128,7 +128,7 @@ struct System {
 
   // Restore from what was kept, all but L and F: caps (0 or 1 in each lane) and the kept rows, `index[l][s]` for lane l.
   // L (lower) and F (lower) have to be filled in by the caller, for the first split.k slots, then `restored` called.
-  void restore(const Program<V>& Q, V cap, const int64_t* const* index) {
+  OPTLAYER_METHOD void restore(const Program<V>& Q, V cap, const int64_t* const* index) {
     bare = true, split.L = L, split.inv = inv;
     V most(0), heavy(0);
     for (int i = 0; i < r; i++) {
@@ -156,7 +156,7 @@ struct System {
     for (int s = 0; bounded && s < split.k; s++)
       for (int j = 0; j < n; j++) split.R[(size_t)s * split.ld + j] *= free[j];
   }
-  void restored() {
+  OPTLAYER_METHOD void restored() {
     for (int i = 0; i < n; i++) inv[i] = V(1) / L[(size_t)i * split.ld + i];
     for (int s = 0; s < split.k; s++) split.inv_f[s] = V(1) / split.F[(size_t)s * split.ldf + s];
   }
@@ -165,8 +165,8 @@ struct System {
   // nothing. The best iterate of each lane is left in x and v, its residuals in a and b and its products in Px, Aty,
   // Gtz and Cx, for the lanes of `which`; the loop ends when none of them improves any more. Unless products are wanted,
   // a last correction that is sure to end at rounding is not looked at, but where bounds need the products.
-  void refine(const Program<V>& Q, const V* rx, const V* rv, const V* r_box, bool started, int refinements, Mask<V> which,
-              bool products = true) {
+  OPTLAYER_METHOD void refine(const Program<V>& Q, const V* rx, const V* rv, const V* r_box, bool started,
+                              int refinements, Mask<V> which, bool products = true) {
     V most(0), box(0), sum(0), first(0);  // first: the residual of nothing
     for (int j = 0; j < n; j++) {
       const V right = rx[j] * free[j];
@@ -223,20 +223,20 @@ struct System {
   }
 
   // What a weakly active bound pulls with; one that is not there does not, wherever it may be.
-  V pull_of_bound(const V* at, const V* r_box, int j) const {
+  OPTLAYER_METHOD V pull_of_bound(const V* at, const V* r_box, int j) const {
     return select(stiff[j] > V(0), stiff[j] * (at[j] - r_box[j]), V(0));
   }
 
   // What the solution moves the bounds' multipliers by, from the best iterate.
-  void boxes(const V* rx, const V* r_box, V* u_box) const {
+  OPTLAYER_METHOD void boxes(const V* rx, const V* r_box, V* u_box) const {
     for (int j = 0; j < n; j++)
       u_box[j] = bounded ? select(free[j] > V(0), pull_of_bound(x, r_box, j), rx[j] - Px[j] - (Aty[j] + Gtz[j])) : V(0);
   }
 
   // The same from nothing, where a right-hand side outside the range of a singular K is projected on it: the least
   // squares solution of least norm. Writes ux, uv and u_box; NaN for a right-hand side that is not finite.
-  void solve(const Program<V>& Q, const V* rx, const V* rv, const V* r_box, int refinements, Mask<V> which, V* ux, V* uv,
-             V* u_box) {
+  OPTLAYER_METHOD void solve(const Program<V>& Q, const V* rx, const V* rv, const V* r_box, int refinements,
+                             Mask<V> which, V* ux, V* uv, V* u_box) {
     refine(Q, rx, rv, r_box, false, refinements, which, false);
     const V whole = size;
     const Mask<V> sound = finite(whole), lost = which && sound && larger(norm(a, n), norm(b, r)) > V(INCONSISTENT) * whole;
@@ -254,7 +254,7 @@ struct System {
 
  private:
   // Where K is singular, or so nearly that rho and delta make the difference: solutions are not unique, or multipliers.
-  Mask<V> singular() const {
+  OPTLAYER_METHOD Mask<V> singular() const {
     Mask<V> found(false);
     for (int j = 0; j < n; j++) found = found || split.inv[j] * split.inv[j] * V(SINGULAR) > V(1);
     for (int s = 0; s < split.k; s++) {
@@ -266,7 +266,7 @@ struct System {
 
   // The part of (try_x, try_v) that K maps to zero: (K + R)^-1 R, where R is the regularisation, leaves it as it is and
   // 1e-12 of all else. Twice, that nearly singular directions are spared. Returns the lanes where K does so indeed.
-  Mask<V> null_part(const Program<V>& Q) {
+  OPTLAYER_METHOD Mask<V> null_part(const Program<V>& Q) {
     for (int pass = 0; pass < 2; pass++) {
       for (int j = 0; j < n; j++) try_a[j] = V(RHO) * free[j] * try_x[j];
       for (int i = 0; i < r; i++) try_b[i] = V(-DELTA) * there[i] * try_v[i];
@@ -283,8 +283,8 @@ struct System {
   }
 
   // Project the right-hand side on the range of K in the lanes of `lost`, to right_x and right_v, and solve again there.
-  void project(const Program<V>& Q, const V* rx, const V* rv, const V* r_box, int refinements, Mask<V> lost, V* keep_x,
-               V* keep_v) {
+  OPTLAYER_METHOD void project(const Program<V>& Q, const V* rx, const V* rv, const V* r_box, int refinements,
+                               Mask<V> lost, V* keep_x, V* keep_v) {
     const V whole = size;
     for (int j = 0; j < n; j++) right_x[j] = rx[j], keep_x[j] = x[j];
     for (int i = 0; i < r; i++) right_v[i] = rv[i], keep_v[i] = v[i];
@@ -311,7 +311,7 @@ struct System {
   }
 
   // Take the part that K maps to zero out of x and v in the lanes of `which`.
-  void shorten(const Program<V>& Q, const V* rx, const V* rv, const V* r_box, Mask<V> which) {
+  OPTLAYER_METHOD void shorten(const Program<V>& Q, const V* rx, const V* rv, const V* r_box, Mask<V> which) {
     for (int pass = 0; pass < PASSES && any(which); pass++) {
       for (int j = 0; j < n; j++) try_x[j] = x[j];
       for (int i = 0; i < r; i++) try_v[i] = v[i];
@@ -325,7 +325,7 @@ struct System {
   }
 
   // The products at x and v.
-  void refresh(const Program<V>& Q, const V* rx, const V* rv, const V* r_box) {
+  OPTLAYER_METHOD void refresh(const Program<V>& Q, const V* rx, const V* rv, const V* r_box) {
     for (int j = 0; j < n; j++) try_x[j] = x[j];
     for (int i = 0; i < r; i++) try_v[i] = v[i];
     residual(Q, rx, rv, r_box);
@@ -333,7 +333,7 @@ struct System {
   }
 
   // All rows in their order, also those of weight 0: where they are few that is quicker than to choose.
-  Mask<V> take_all() {
+  OPTLAYER_METHOD Mask<V> take_all() {
     split.k = r, split.condensed = false;
     for (int i = 0; i < r; i++) {
       split.gamma[i] = V(0), split.root[i] = square_root(weight[i]);
@@ -344,7 +344,7 @@ struct System {
   }
 
   // Heavy rows that are not among those kept are condensed where their weight permits.
-  void condense(V cap) {
+  OPTLAYER_METHOD void condense(V cap) {
     for (int i = 0; i < r; i++)
       for (int l = 0; l < lanes<V>; l++) {
         const double whole = lane(weight[i], l);
@@ -354,7 +354,7 @@ struct System {
   }
 
   // The residuals try_a, try_b at try_x, try_v and their norm; NaN shows.
-  V residual(const Program<V>& Q, const V* rx, const V* rv, const V* r_box) {
+  OPTLAYER_METHOD V residual(const Program<V>& Q, const V* rx, const V* rv, const V* r_box) {
     const int p = Q.p, m = Q.m, ld = Q.ld;
     product(Q.P, ld, n, n, try_x, try_Px);
     product(Q.C, ld, r, n, try_x, try_Cx);
@@ -377,7 +377,7 @@ struct System {
   }
 
   // The next iterate becomes the best one in the lanes of `better`; others than `which` are nobody's business.
-  void keep(Mask<V> better, Mask<V> which) {
+  OPTLAYER_METHOD void keep(Mask<V> better, Mask<V> which) {
     V** best[] = {&x, &a, &Px, &Aty, &Gtz, &v, &b, &Cx};
     V** next[] = {&try_x, &try_a, &try_Px, &try_Aty, &try_Gtz, &try_v, &try_b, &try_Cx};
     const bool whole = all(better || !which);
@@ -394,7 +394,7 @@ struct System {
     }
   }
 
-  void solve_factored(const Program<V>& Q, const V* ra, const V* rb, V* dx, V* dv) {
+  OPTLAYER_METHOD void solve_factored(const Program<V>& Q, const V* ra, const V* rb, V* dx, V* dv) {
     if (!bare) {
       split.solve(Q, mask(), ra, rb, dx, dv);
       return;
@@ -428,7 +428,7 @@ struct System {
   }
 
   // u = H^-1 u on the free variables.
-  void lower_solve_both(V* u) const {
+  OPTLAYER_METHOD void lower_solve_both(V* u) const {
     for (int j = 0; bounded && j < n; j++) u[j] *= free[j];
     lower_solve(split.L, split.ld, split.inv, n, u);
     lower_solve_transposed(split.L, split.ld, split.inv, n, u);
