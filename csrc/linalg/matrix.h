@@ -7,6 +7,7 @@
 #pragma once
 
 #include "../common/arena.h"
+#include "../common/team.h"
 #include "cholesky.h"
 #include "gram.h"
 #include "product.h"

@@ -27,18 +27,18 @@ struct Certificates {
   }
 
   OPTLAYER_METHOD void clear(int n, int r) {
-    for (int j = 0; j < n; j++) x[j] = box[j] = V(0);
-    for (int i = 0; i < r; i++) v[i] = V(0);
+    for (int j = own(0); j < n; j += TEAM) x[j] = box[j] = V(0);
+    for (int i = own(0); i < r; i += TEAM) v[i] = V(0);
   }
 
   // Try the multipliers `trial` (r, scaled, z >= 0) on the lanes of `which`. Returns where they prove that the constraints contradict each other.
   OPTLAYER_METHOD Mask<V> farkas(const Program<V>& Q, const Rules& rules, const V* trial, Mask<V> which) {
     const int n = Q.n, r = Q.r;
-    for (int j = 0; j < n; j++) Cv[j] = V(0);
+    for (int j = own(0); j < n; j += TEAM) Cv[j] = V(0);
     product_transposed(Q.C, Q.ld, r, n, trial, Cv);
     const V cost = V(1) / Q.c;
     V value(0), terms(0), mass(0), data(0), size(0), residual(0), residual_scaled(0);
-    for (int i = 0; i < r; i++) {
+    for (int i = own(0); i < r; i += TEAM) {
       const V v0 = trial[i] * Q.E[i] * cost, d0 = Q.d[i] / Q.E[i];
       value -= d0 * v0;
       terms += absolute(d0 * v0);
@@ -46,7 +46,7 @@ struct Certificates {
       data = larger(absolute(d0), data);
       size = larger(absolute(trial[i]), size);
     }
-    for (int j = 0; j < n; j++) {
+    for (int j = own(0); j < n; j += TEAM) {
       const V w = -Cv[j], unit = cost / Q.D[j];
       const Mask<V> upper = w > V(0);
       const Mask<V> bounded = select(upper, Q.has_hi[j], Q.has_lo[j]) + Q.fixed[j] > V(0);
@@ -59,14 +59,16 @@ struct Certificates {
       residual = larger(left * unit, residual);
       residual_scaled = larger(left, residual_scaled);
     }
+    value = team_sum(value), terms = team_sum(terms), mass = team_sum(mass), data = team_max(data);
+    size = team_max(size), residual = team_max(residual), residual_scaled = team_max(residual_scaled);
     const Mask<V> proven = value > V(CERTAIN) * terms && value > V(rules.proof) * smaller(data, V(1)) * mass &&
                            residual_scaled <= V(SMALL) * size && residual < V(rules.infeasible) * value;
     const Mask<V> found = which && proven && mass < V(INFINITY);
     if (!any(found)) return found;
-    for (int i = 0; i < r; i++) {
+    for (int i = own(0); i < r; i += TEAM) {
       v[i] = select(found, Q.live[i] * trial[i] * Q.E[i] * cost / value, v[i]);
     }
-    for (int j = 0; j < n; j++) {
+    for (int j = own(0); j < n; j += TEAM) {
       const V w = -Cv[j];
       const Mask<V> bounded = select(w > V(0), Q.has_hi[j], Q.has_lo[j]) + Q.fixed[j] > V(0);
       box[j] = select(found, select(bounded, w * cost / Q.D[j], V(0)) / value, box[j]);
@@ -81,26 +83,30 @@ struct Certificates {
     const int n = Q.n, r = Q.r, p = Q.p;
     const V cost = V(1) / Q.c;
     V fall(0), q_size(0), length(0), size(0), violation(0), scaled(0), recession(0);
-    for (int j = 0; j < n; j++) {
+    for (int j = own(0); j < n; j += TEAM) {
       const V x0 = direction[j] * Q.D[j], q0 = Q.q[j] * cost / Q.D[j];
       fall -= q0 * x0;
       q_size = larger(absolute(q0), q_size);
       length += absolute(x0);
       size = larger(absolute(direction[j]), size);
-      const V left = absolute(Pd[j]), row = norm(Q.P + (size_t)j * Q.ld, n);
+      const V left = absolute(Pd[j]);
+      V row(0);
+      for (int i = 0; i < n; i++) row = larger(absolute(Q.P[(size_t)j * Q.ld + i]), row);
       violation = larger(left * cost / Q.D[j], violation);
       scaled = larger(left / larger(row, V(1e-300)), scaled);
       recession = larger(larger(-x0 * Q.has_lo[j], x0 * Q.has_hi[j]), recession);
     }
-    for (int i = 0; i < r; i++) {
+    for (int i = own(0); i < r; i += TEAM) {
       const V left = (i < p ? absolute(Cd[i]) : positive(Cd[i])) * Q.live[i];
       violation = larger(left / Q.E[i], violation);
       scaled = larger(left, scaled);
     }
+    fall = team_sum(fall), length = team_sum(length), q_size = team_max(q_size), size = team_max(size);
+    violation = team_max(violation), scaled = team_max(scaled), recession = team_max(recession);
     const Mask<V> falls = fall > V(DESCENT) * q_size * length && scaled <= V(SMALL) * size;
     const Mask<V> found = which && falls && larger(violation, recession) < V(rules.infeasible) * fall;
     if (!any(found)) return found;
-    for (int j = 0; j < n; j++) x[j] = select(found, direction[j] * Q.D[j] / fall, x[j]);
+    for (int j = own(0); j < n; j += TEAM) x[j] = select(found, direction[j] * Q.D[j] / fall, x[j]);
     return found;
   }
 };

@@ -97,10 +97,10 @@ struct Interior {
       const V distance = select(newton.alone, larger(newton.primal, newton.dual), newton.mu);
       reference = select(moved && iterations == V(0), larger(distance, V(NONZERO)), reference);
       proximal = select(moved, smaller(proximal, V(PROXIMAL) * distance / reference), proximal);
-      for (int i = 0; i < r; i++) last_v[i] = select(moved, newton.at.v[i], last_v[i]);
+      for (int i = own(0); i < r; i += TEAM) last_v[i] = select(moved, newton.at.v[i], last_v[i]);
       if (!newton.ranged) {
-        for (int i = 0; i < r; i++) last_Cx[i] = select(moved, newton.Ex[i], last_Cx[i]);
-        for (int j = 0; j < n; j++) {
+        for (int i = own(0); i < r; i += TEAM) last_Cx[i] = select(moved, newton.Ex[i], last_Cx[i]);
+        for (int j = own(0); j < n; j += TEAM) {
           last_x[j] = select(moved, newton.at.x[j], last_x[j]);
           last_Px[j] = select(moved, newton.Px[j], last_Px[j]);
         }
@@ -117,16 +117,16 @@ struct Interior {
     const Mask<V> better = candidates && newton.contract < best;
     if (!any(better)) return;
     best = select(better, newton.contract, best);
-    for (int j = 0; j < newton.n; j++) best_x[j] = select(better, newton.at.x[j], best_x[j]);
-    for (int i = 0; i < newton.T; i++) {
+    for (int j = own(0); j < newton.n; j += TEAM) best_x[j] = select(better, newton.at.x[j], best_x[j]);
+    for (int i = own(0); i < newton.T; i += TEAM) {
       best_v[i] = select(better, newton.at.v[i], best_v[i]);
       best_s[i] = select(better, newton.at.s[i], best_s[i]);
     }
   }
 
   OPTLAYER_METHOD void restore_best(Mask<V> takes) {
-    for (int j = 0; j < newton.n; j++) newton.at.x[j] = select(takes, best_x[j], newton.at.x[j]);
-    for (int i = 0; i < newton.T; i++) {
+    for (int j = own(0); j < newton.n; j += TEAM) newton.at.x[j] = select(takes, best_x[j], newton.at.x[j]);
+    for (int i = own(0); i < newton.T; i += TEAM) {
       newton.at.v[i] = select(takes, best_v[i], newton.at.v[i]);
       newton.at.s[i] = select(takes, best_s[i], newton.at.s[i]);
     }
@@ -144,11 +144,11 @@ struct Interior {
     dual = newton.ranged ? Mask<V>(false) : dual && norm(newton.at.x, n) > V(DIVERGED);
     if (newton.T == 0) primal = Mask<V>(false);
     if (any(primal)) {
-      for (int i = 0; i < r; i++) trial[i] = newton.at.v[i];
+      for (int i = own(0); i < r; i += TEAM) trial[i] = newton.at.v[i];
       infeasible = infeasible || certificates.farkas(Q, *newton.rules, trial, primal);
       primal = primal && stepped && !infeasible;
       if (any(primal)) {
-        for (int i = 0; i < r; i++) {
+        for (int i = own(0); i < r; i += TEAM) {
           const V step = newton.at.v[i] - last_v[i];
           trial[i] = i < p ? step : Q.live[i] * positive(step);
         }
@@ -160,8 +160,8 @@ struct Interior {
                                               dual && !infeasible && !newton.fixed);
     dual = dual && stepped && !infeasible && !unbounded;
     if (!any(dual)) return;
-    for (int j = 0; j < n; j++) step_x[j] = newton.at.x[j] - last_x[j], step_P[j] = newton.Px[j] - last_Px[j];
-    for (int i = 0; i < r; i++) step_C[i] = newton.Ex[i] - last_Cx[i];
+    for (int j = own(0); j < n; j += TEAM) step_x[j] = newton.at.x[j] - last_x[j], step_P[j] = newton.Px[j] - last_Px[j];
+    for (int i = own(0); i < r; i += TEAM) step_C[i] = newton.Ex[i] - last_Cx[i];
     unbounded = unbounded || certificates.ray(Q, *newton.rules, step_x, step_P, step_C, dual);
   }
 };

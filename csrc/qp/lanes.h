@@ -5,7 +5,7 @@
 // `step` is the distance in values V from one to the next: 1 for a vector, the leading dimension for a column.
 #pragma once
 
-#include "../common/pack.h"
+#include "../common/team.h"
 
 namespace optlayer {
 namespace OPTLAYER_ISA {
@@ -160,16 +160,25 @@ OPTLAYER_INLINE int64_t store_squares(const double*, int64_t, S*, const int64_t*
 template <class S, class V>
 OPTLAYER_INLINE void load_as(const S* data, const int64_t* offsets, int64_t count, V* to, int64_t step) {
   if (alike<V>(offsets)) {
-    for (int64_t i = 0; i < count; i++) to[i * step] = V((double)data[offsets[0] + i]);
+    for (int64_t i = own(0); i < count; i += TEAM) to[i * step] = V((double)data[offsets[0] + i]);
     return;
   }
-  for (int64_t i = load_squares(data, offsets, count, to, step); i < count; i++)
+  for (int64_t i = own(load_squares(data, offsets, count, to, step)); i < count; i += TEAM)
     for (int l = 0; l < lanes<V>; l++) lane(to[i * step], l) = data[offsets[l] + i];
 }
 template <class S, class V>
 OPTLAYER_INLINE void store_as(const V* from, int64_t count, S* data, const int64_t* offsets, int used, int64_t step) {
-  for (int64_t i = store_squares(from, count, data, offsets, used, step); i < count; i++)
+  for (int64_t i = own(store_squares(from, count, data, offsets, used, step)); i < count; i += TEAM)
     for (int l = 0; l < used; l++) data[offsets[l] + i] = (S)lane(from[i * step], l);
+}
+
+// Zero bytes, a multiple of four of them.
+OPTLAYER_FUNCTION void clear(void* to, size_t bytes) {
+  if (TEAM == 1) {
+    memset(to, 0, bytes);
+  } else {
+    for (size_t i = own(0); i < bytes / 4; i += TEAM) static_cast<uint32_t*>(to)[i] = 0;
+  }
 }
 
 // to[i] = value i of the element in each lane.
@@ -194,7 +203,7 @@ OPTLAYER_FUNCTION void load_rows(const void* data, bool single, const int64_t* o
   for (int l = 0; l < lanes<V>; l++) at[l] = offsets[l];
   for (int i = 0; i < rows; i++) {
     load(data, single, at, cols, to + (size_t)i * ld);
-    for (int j = cols; j < ld; j++) to[(size_t)i * ld + j] = V(0);
+    for (int j = own(cols); j < ld; j += TEAM) to[(size_t)i * ld + j] = V(0);
     for (int l = 0; l < lanes<V>; l++) at[l] += cols;
   }
 }
@@ -254,7 +263,7 @@ OPTLAYER_INLINE int lower_tiles(const double*, int, int, double*, int) { return 
 template <class V>
 OPTLAYER_FUNCTION void symmetrise(V* M, int ld, int n) {
   for (int i = symmetrise_tiles(M, ld, n); i < n; i++)
-    for (int j = 0; j < i; j++) {
+    for (int j = own(0); j < i; j += TEAM) {
       V &low = M[(size_t)i * ld + j], &high = M[(size_t)j * ld + i];
       low = high = V(0.5) * (low + high);
     }

@@ -28,7 +28,7 @@ template <class V>
 OPTLAYER_FUNCTION void load_vector(const Input& from, bool single, const Elements<V>& elements, int count, double fill,
                                    V* to) {
   if (from.data == nullptr) {
-    for (int i = 0; i < count; i++) to[i] = V(fill);
+    for (int i = own(0); i < count; i += TEAM) to[i] = V(fill);
     return;
   }
   int64_t offsets[lanes<V>];
@@ -40,7 +40,7 @@ template <class V>
 OPTLAYER_FUNCTION void load_matrix(const Input& from, bool single, const Elements<V>& elements, int rows, int cols,
                                    int ld, V* to) {
   if (from.data == nullptr) {
-    for (int i = 0; i < rows * ld; i++) to[i] = V(0);
+    for (int i = own(0); i < rows * ld; i += TEAM) to[i] = V(0);
     return;
   }
   int64_t offsets[lanes<V>];
@@ -53,8 +53,8 @@ template <class V>
 OPTLAYER_FUNCTION V unsound(const V* values, int rows, int cols, int ld) {
   V sum(0);
   for (int i = 0; i < rows; i++)
-    for (int j = 0; j < cols; j++) sum += values[i * ld + j] * V(0);
-  return sum;
+    for (int j = own(0); j < cols; j += TEAM) sum += values[i * ld + j] * V(0);
+  return team_sum(sum);
 }
 
 // P = (P + P') / 2 and C = [A; G] in the caller's units. Returns the lanes that hold a NaN or an infinity.
@@ -64,9 +64,11 @@ OPTLAYER_FUNCTION Mask<V> load_matrices(const SolveCall& call, const Elements<V>
   load_matrix(call.P, call.single, elements, n, n, ld, Q.P);
   load_matrix(call.A, call.single, elements, Q.p, n, ld, Q.C);
   load_matrix(call.G, call.single, elements, Q.m, n, ld, Q.C + (size_t)Q.p * ld);
+  sync();
   const V sum = unsound(Q.P, n, n, ld) + unsound(Q.C, Q.r, n, ld);
   for (int i = 0; i < n; i++)
-    for (int j = 0; j < i; j++) Q.P[i * ld + j] = Q.P[j * ld + i] = V(0.5) * (Q.P[i * ld + j] + Q.P[j * ld + i]);
+    for (int j = own(0); j < i; j += TEAM) Q.P[i * ld + j] = Q.P[j * ld + i] = V(0.5) * (Q.P[i * ld + j] + Q.P[j * ld + i]);
+  sync();
   return sum != V(0);
 }
 
@@ -81,8 +83,9 @@ OPTLAYER_FUNCTION void load_vectors(const SolveCall& call, const Elements<V>& el
   load_vector(call.b, call.single, elements, p, 0, Q.d);
   load_vector(call.h, call.single, elements, m, 0, Q.d + p);
   invalid = unsound(Q.q, 1, n, n) + unsound(Q.d, 1, p, p) != V(0);
-  for (int i = 0; i < p; i++) Q.live[i] = V(1);
-  for (int i = p; i < Q.r; i++) {
+  sync();
+  for (int i = own(0); i < p; i += TEAM) Q.live[i] = V(1);
+  for (int i = own(p); i < Q.r; i += TEAM) {
     const Mask<V> open = Q.d[i] >= V(UNLIMITED);
     invalid = invalid || Q.d[i] <= V(-UNLIMITED) || Q.d[i] != Q.d[i];
     Q.live[i] = select(open, V(0), V(1));
@@ -93,7 +96,7 @@ OPTLAYER_FUNCTION void load_vectors(const SolveCall& call, const Elements<V>& el
   const bool bounds = call.lb.data != nullptr || call.ub.data != nullptr;
   load_vector(call.lb, call.single, elements, n, -INFINITY, Q.lo);
   load_vector(call.ub, call.single, elements, n, INFINITY, Q.hi);
-  for (int j = 0; j < n; j++) {
+  for (int j = own(0); j < n; j += TEAM) {
     Q.fixed[j] = Q.has_lo[j] = Q.has_hi[j] = V(0);
     if (!bounds) {
       Q.lo[j] = Q.hi[j] = V(0);
@@ -110,7 +113,8 @@ OPTLAYER_FUNCTION void load_vectors(const SolveCall& call, const Elements<V>& el
     Q.hi[j] = select(hi < V(UNLIMITED), hi, V(0));
     Q.boxes = Q.boxes || any(Q.has_lo[j] + Q.has_hi[j] + Q.fixed[j] > V(0));
   }
-  crossed = crossed && !invalid;
+  Q.boxes = team_any(Q.boxes), invalid = team_any(invalid);
+  crossed = team_any(crossed) && !invalid;
 }
 
 // Rows with h = inf do not shape the scaling.
@@ -118,21 +122,21 @@ template <class V>
 OPTLAYER_FUNCTION void mask_rows(Program<V>& Q) {
   for (int i = Q.p; i < Q.r; i++)
     if (!all(Q.live[i] > V(0)))
-      for (int j = 0; j < Q.n; j++) Q.C[i * Q.ld + j] *= Q.live[i];
+      for (int j = own(0); j < Q.n; j += TEAM) Q.C[i * Q.ld + j] *= Q.live[i];
 }
 
 // Lanes whose data are of no use get a harmless problem instead, so that their values disturb nobody's speed.
 template <class V>
 OPTLAYER_FUNCTION void replace(Program<V>& Q, Mask<V> bad, bool matrices) {
   V* const vectors[] = {Q.q, Q.lo, Q.hi, Q.has_lo, Q.has_hi, Q.fixed};
-  for (int j = 0; j < Q.n; j++)
+  for (int j = own(0); j < Q.n; j += TEAM)
     for (V* vector : vectors) vector[j] = select(bad, V(0), vector[j]);
-  for (int i = 0; i < Q.r; i++) Q.d[i] = select(bad, V(0), Q.d[i]);
+  for (int i = own(0); i < Q.r; i += TEAM) Q.d[i] = select(bad, V(0), Q.d[i]);
   if (!matrices) return;
   for (int i = 0; i < Q.n; i++)
-    for (int j = 0; j < Q.n; j++) Q.P[i * Q.ld + j] = select(bad, V(i == j), Q.P[i * Q.ld + j]);
+    for (int j = own(0); j < Q.n; j += TEAM) Q.P[i * Q.ld + j] = select(bad, V(i == j), Q.P[i * Q.ld + j]);
   for (int i = 0; i < Q.r; i++)
-    for (int j = 0; j < Q.n; j++) Q.C[i * Q.ld + j] = select(bad, V(0), Q.C[i * Q.ld + j]);
+    for (int j = own(0); j < Q.n; j += TEAM) Q.C[i * Q.ld + j] = select(bad, V(0), Q.C[i * Q.ld + j]);
 }
 
 }  // namespace OPTLAYER_ISA

@@ -27,7 +27,7 @@ OPTLAYER_FUNCTION V contract_merit(const Program<V>& Q, const Rules& rules, cons
                                    const V* Px, const V* Aty, const V* Gtz, const V* Cx) {
   const V cost = V(1) / Q.c;
   V xPx(0), qx(0), support(0), sum(0), primal(0), primal_scale(0), dual(0), dual_scale(0);
-  for (int j = 0; j < Q.n; j++) {
+  for (int j = own(0); j < Q.n; j += TEAM) {
     const V unit = cost / Q.D[j];  // of forces
     const V z = z_box[j], lower = smaller(z, V(0)), upper = positive(z);
     const V left = Px[j] + Q.q[j] + z + (Aty[j] + Gtz[j]);
@@ -46,7 +46,7 @@ OPTLAYER_FUNCTION V contract_merit(const Program<V>& Q, const Rules& rules, cons
     primal_scale = larger(absolute(x[j]) * Q.D[j], primal_scale);
     sum += left + x[j];
   }
-  for (int i = 0; i < Q.r; i++) {
+  for (int i = own(0); i < Q.r; i += TEAM) {
     const V unit = V(1) / Q.E[i], violation = Cx[i] - Q.d[i];
     support += Q.d[i] * v[i];
     primal = larger((i < Q.p ? absolute(violation) : violation * Q.live[i]) * unit, primal);
@@ -54,7 +54,9 @@ OPTLAYER_FUNCTION V contract_merit(const Program<V>& Q, const Rules& rules, cons
     if (i >= Q.p) dual = larger(select(Q.live[i] > V(0), -v[i], absolute(v[i])) * Q.E[i] * cost, dual);
     sum += violation + v[i];
   }
-  xPx *= cost, qx *= cost, support *= cost;
+  primal = team_max(primal), primal_scale = team_max(primal_scale);
+  dual = team_max(dual), dual_scale = team_max(dual_scale), sum = team_sum(sum);
+  xPx = team_sum(xPx) * cost, qx = team_sum(qx) * cost, support = team_sum(support) * cost;
   const V objective = absolute(V(0.5) * xPx + qx), dual_objective = absolute(V(0.5) * xPx + support);
   const V gap = absolute(xPx + qx + support), gap_scale = smaller(objective, dual_objective);
   const V least(larger(rules.eps_abs, 1e-300)), relative(rules.eps_rel);
@@ -92,8 +94,8 @@ struct Polisher {
   // Before the first call for a pack.
   OPTLAYER_METHOD void reset() {
     space = nullptr, form = factored = false;
-    for (int j = 0; j < n; j++) x[j] = z_box[j] = w_box[j] = V(0);
-    for (int i = 0; i < r; i++) v[i] = w[i] = V(0);
+    for (int j = own(0); j < n; j += TEAM) x[j] = z_box[j] = w_box[j] = V(0);
+    for (int i = own(0); i < r; i += TEAM) v[i] = w[i] = V(0);
     weak = V(0), merit = V(INFINITY);
     settled = ranged = fresh = exists = Mask<V>(false);
   }
@@ -122,8 +124,8 @@ struct Polisher {
       }
       todo = todo && usable && !right;
       if (!any(todo)) break;
-      for (int i = 0; i < r; i++) rows[i] = absolute(rows[i] - flip_rows[i]);
-      for (int j = 0; Q.boxes && j < n; j++) {
+      for (int i = own(0); i < r; i += TEAM) rows[i] = absolute(rows[i] - flip_rows[i]);
+      for (int j = own(0); Q.boxes && j < n; j += TEAM) {
         lower[j] = absolute(lower[j] - flip_lower[j]);
         upper[j] = absolute(upper[j] - flip_upper[j]);
       }
@@ -136,9 +138,9 @@ struct Polisher {
   OPTLAYER_METHOD void central(const Program<V>& Q, const Point<V>& at, const Rules& rules, Mask<V> which) {
     interior_point(Q, at);
     take(which, judge(Q, rules));
-    for (int i = 0; i < r; i++)
+    for (int i = own(0); i < r; i += TEAM)
       w[i] = select(which, i < Q.p ? V(INFINITY) : Q.live[i] * at.v[i] / at.s[i], w[i]);
-    for (int j = 0; j < n; j++) w_box[j] = select(which, central_box(Q, at, j), w_box[j]);
+    for (int j = own(0); j < n; j += TEAM) w_box[j] = select(which, central_box(Q, at, j), w_box[j]);
     weak = select(which, V(0), weak);
     fresh = fresh && !which;
   }
@@ -150,7 +152,8 @@ struct Polisher {
   // they span all of them, which the kernels leave to the reference engine.
   OPTLAYER_METHOD Mask<V> fits() {
     V heavy(0), there(0);
-    for (int i = 0; i < r; i++) heavy += select(w[i] > V(1), V(1), V(0)), there += select(w[i] > V(0), V(1), V(0));
+    for (int i = own(0); i < r; i += TEAM) heavy += select(w[i] > V(1), V(1), V(0)), there += select(w[i] > V(0), V(1), V(0));
+    heavy = team_sum(heavy), there = team_sum(there);
     ranged = ranged && there <= V(system.slots);
     return heavy <= V(system.slots);
   }
@@ -191,9 +194,9 @@ struct Polisher {
   }
 
   OPTLAYER_METHOD void guess(const Program<V>& Q, const Point<V>& at) {
-    for (int i = 0; i < r; i++)
+    for (int i = own(0); i < r; i += TEAM)
       rows[i] = i < Q.p ? V(1) : select(Q.live[i] > V(0) && at.v[i] > at.s[i], V(1), V(0));
-    for (int j = 0; j < n; j++) {
+    for (int j = own(0); j < n; j += TEAM) {
       right_x[j] = -Q.q[j];
       lower[j] = upper[j] = V(0);
       if (!Q.boxes) continue;
@@ -208,8 +211,8 @@ struct Polisher {
   // `right` where no sign is wrong, `strict` where none is near zero either, `count` the weak rows and bounds.
   OPTLAYER_METHOD Mask<V> attempt(const Program<V>& Q, const Point<V>& at, Mask<V> todo, Mask<V>& right,
                                   Mask<V>& strict, V& count) {
-    for (int i = 0; i < r; i++) try_w[i] = select(todo, select(rows[i] > V(0), V(INFINITY), V(0)), w[i]);
-    for (int j = 0; j < n; j++) {
+    for (int i = own(0); i < r; i += TEAM) try_w[i] = select(todo, select(rows[i] > V(0), V(INFINITY), V(0)), w[i]);
+    for (int j = own(0); j < n; j += TEAM) {
       bound[j] = V(0);
       try_w_box[j] = w_box[j];
       if (!Q.boxes) continue;
@@ -220,19 +223,19 @@ struct Polisher {
     system.weigh(try_w, try_w_box);
     exists = factorise(Q, form);
     fresh = settled && exists && (form ? ranged : !ranged) && !todo;
-    for (int j = 0; j < n; j++) system.x[j] = at.x[j];
-    for (int i = 0; i < r; i++) system.v[i] = at.v[i];
+    for (int j = own(0); j < n; j += TEAM) system.x[j] = at.x[j];
+    for (int i = own(0); i < r; i += TEAM) system.v[i] = at.v[i];
     system.refine(Q, right_x, Q.d, bound, true, REFINEMENTS, todo && exists);
     system.boxes(right_x, bound, new_box);
     sizes(Q, at);
 
     const V tz = V(Z_SIGN) * z_size, ts = V(S_SIGN) * s_size, surplus = dependent(Q);
     right = Mask<V>(true), strict = surplus == V(0);
-    count = surplus;
+    count = V(0);
     V sum(0), largest(0);
-    for (int j = 0; j < n; j++) new_x[j] = system.x[j], sum += system.x[j];
-    for (int i = 0; i < Q.p; i++) new_v[i] = system.v[i], flip_rows[i] = V(0), sum += system.v[i];
-    for (int i = Q.p; i < r; i++) {
+    for (int j = own(0); j < n; j += TEAM) new_x[j] = system.x[j], sum += system.x[j];
+    for (int i = own(0); i < Q.p; i += TEAM) new_v[i] = system.v[i], flip_rows[i] = V(0), sum += system.v[i];
+    for (int i = own(Q.p); i < r; i += TEAM) {
       const V z = system.v[i], s = Q.d[i] - system.Cx[i];
       const Mask<V> row = rows[i] > V(0), live = Q.live[i] > V(0);
       const Mask<V> wrong = live && select(row, z, V(0)) < -tz, violated = live && !row && s < -ts;
@@ -246,7 +249,7 @@ struct Polisher {
       new_v[i] = positive(z), sum += z;
       largest = larger(absolute(z), largest);
     }
-    for (int j = 0; Q.boxes && j < n; j++) {
+    for (int j = own(0); Q.boxes && j < n; j += TEAM) {
       const V z = new_box[j], s_lo = system.x[j] - Q.lo[j], s_hi = Q.hi[j] - system.x[j];
       const Mask<V> low = lower[j] > V(0), high = upper[j] > V(0), idle = !(low || high || Q.fixed[j] > V(0));
       const Mask<V> has_lo = Q.has_lo[j] > V(0), has_hi = Q.has_hi[j] > V(0);
@@ -265,6 +268,8 @@ struct Polisher {
       largest = larger(select(low || high, absolute(z), V(0)), largest);
       sum += z;
     }
+    right = team_all(right), strict = team_all(strict), count = surplus + team_sum(count);
+    sum = team_sum(sum), largest = team_max(largest);
     if (any(todo && surplus > V(0))) share(Q, todo && surplus > V(0), larger(largest, V(1e-300)));
     return exists && finite(sum);
   }
@@ -277,11 +282,12 @@ struct Polisher {
   // Units of multipliers and slacks: the terms of stationarity, and the rows and variables, at the interior point.
   OPTLAYER_METHOD void sizes(const Program<V>& Q, const Point<V>& at) {
     z_size = larger(system.first_Px, V(1e-300)), s_size = larger(system.first_Cx, V(1));
-    for (int j = 0; j < n; j++) {
+    for (int j = own(0); j < n; j += TEAM) {
       z_size = larger(absolute(Q.q[j]), z_size), s_size = larger(absolute(at.x[j]), s_size);
       if (Q.boxes) z_size = larger(larger(Q.has_lo[j] * at.z_lo[j], Q.has_hi[j] * at.z_hi[j]), z_size);
     }
-    for (int i = Q.p; i < r; i++) z_size = larger(Q.live[i] * at.v[i], z_size);
+    for (int i = own(Q.p); i < r; i += TEAM) z_size = larger(Q.live[i] * at.v[i], z_size);
+    z_size = team_max(z_size), s_size = team_max(s_size);
   }
 
   // Rows whose multiplier (active) or slack (inactive) vanishes and whose interior z0, s0 decide for neither.
@@ -296,24 +302,24 @@ struct Polisher {
   OPTLAYER_METHOD V dependent(const Program<V>& Q) const {
     const Split<V>& split = system.split;
     V count(0);
-    for (int s = 0; s < split.k; s++) {
+    for (int s = own(0); s < split.k; s += TEAM) {
       const V pivot = split.F[(size_t)s * split.ldf + s], root = split.root[s];
       V inequality(0);
       for (int l = 0; l < lanes<V>; l++) lane(inequality, l) = split.heavy[s * lanes<V> + l] >= Q.p ? 1 : 0;
       count += select(pivot * pivot < V(DEPENDENT) * root * root, inequality, V(0));
     }
-    return count;
+    return team_sum(count);
   }
 
   // Weights in proportion to z^2, as on the central path.
   OPTLAYER_METHOD void share(const Program<V>& Q, Mask<V> which, V largest) {
     const V least(SHARED_LEAST), most(SHARED_MOST);
-    for (int i = Q.p; i < r; i++) {
+    for (int i = own(Q.p); i < r; i += TEAM) {
       const V part = system.v[i] / largest;
       const Mask<V> mine = which && try_w[i] == V(INFINITY);
       try_w[i] = select(mine, smaller(larger(most * part * part, least), most), try_w[i]);
     }
-    for (int j = 0; Q.boxes && j < n; j++) {
+    for (int j = own(0); Q.boxes && j < n; j += TEAM) {
       const V part = new_box[j] / largest;
       const Mask<V> mine = which && lower[j] + upper[j] > V(0) && try_w_box[j] == V(INFINITY);
       try_w_box[j] = select(mine, smaller(larger(most * part * part, least), most), try_w_box[j]);
@@ -323,22 +329,22 @@ struct Polisher {
   // Take the attempt's point in the lanes of `done` where its merit is good.
   OPTLAYER_METHOD Mask<V> accept(const Program<V>& Q, const Rules& rules, Mask<V> done, V before) {
     bool clamped = false;
-    for (int i = Q.p; i < r; i++) clamped = clamped || any(done && system.v[i] < V(0));
-    if (clamped) products(Q);
+    for (int i = own(Q.p); i < r; i += TEAM) clamped = clamped || any(done && system.v[i] < V(0));
+    if (team_any(clamped)) products(Q);
     V reached = contract_merit(Q, rules, new_x, new_v, new_box, system.Px, system.Aty, system.Gtz, system.Cx);
     const Mask<V> good = done && reached <= before;
     if (any(good)) {
       if (rules.single) reached = judge(Q, rules);
       take(good, reached);
-      for (int i = 0; i < r; i++) w[i] = select(good, try_w[i], w[i]);
-      for (int j = 0; j < n; j++) w_box[j] = select(good, try_w_box[j], w_box[j]);
+      for (int i = own(0); i < r; i += TEAM) w[i] = select(good, try_w[i], w[i]);
+      for (int j = own(0); j < n; j += TEAM) w_box[j] = select(good, try_w_box[j], w_box[j]);
     }
     return good;
   }
 
   OPTLAYER_METHOD void take(Mask<V> which, V reached) {
-    for (int j = 0; j < n; j++) x[j] = select(which, new_x[j], x[j]), z_box[j] = select(which, new_box[j], z_box[j]);
-    for (int i = 0; i < r; i++) v[i] = select(which, new_v[i], v[i]);
+    for (int j = own(0); j < n; j += TEAM) x[j] = select(which, new_x[j], x[j]), z_box[j] = select(which, new_box[j], z_box[j]);
+    for (int i = own(0); i < r; i += TEAM) v[i] = select(which, new_v[i], v[i]);
     merit = select(which, reached, merit);
     settled = settled || which;
     ranged = (ranged && !which) || (which && Mask<V>(form));
@@ -348,7 +354,7 @@ struct Polisher {
     const int p = Q.p, m = Q.m, ld = Q.ld;
     product(Q.P, ld, n, n, new_x, system.Px);
     product(Q.C, ld, r, n, new_x, system.Cx);
-    for (int j = 0; j < n; j++) system.Aty[j] = system.Gtz[j] = V(0);
+    for (int j = own(0); j < n; j += TEAM) system.Aty[j] = system.Gtz[j] = V(0);
     if (p > 0) product_transposed(Q.C, ld, p, n, new_v, system.Aty);
     if (m > 0) product_transposed(Q.C + (size_t)p * ld, ld, m, n, new_v + p, system.Gtz);
   }
@@ -356,11 +362,11 @@ struct Polisher {
   // The merit of the new point as it will be read: rounded to float32, in the caller's units, if that is what is asked.
   OPTLAYER_METHOD V judge(const Program<V>& Q, const Rules& rules) {
     if (rules.single) {
-      for (int j = 0; j < n; j++) {
+      for (int j = own(0); j < n; j += TEAM) {
         const V unit = Q.c * Q.D[j];
         new_x[j] = rounded(new_x[j] * Q.D[j]) / Q.D[j], new_box[j] = rounded(new_box[j] / unit) * unit;
       }
-      for (int i = 0; i < r; i++) {
+      for (int i = own(0); i < r; i += TEAM) {
         const V unit = Q.c / Q.E[i];
         new_v[i] = rounded(new_v[i] / unit) * unit;
       }
@@ -371,11 +377,11 @@ struct Polisher {
 
   // The interior point as the new point; of fixed variables the multiplier is what stationarity leaves.
   OPTLAYER_METHOD void interior_point(const Program<V>& Q, const Point<V>& at) {
-    for (int j = 0; j < n; j++) new_x[j] = at.x[j], new_box[j] = V(0);
-    for (int i = 0; i < r; i++) new_v[i] = i < Q.p ? at.v[i] : Q.live[i] * at.v[i];
+    for (int j = own(0); j < n; j += TEAM) new_x[j] = at.x[j], new_box[j] = V(0);
+    for (int i = own(0); i < r; i += TEAM) new_v[i] = i < Q.p ? at.v[i] : Q.live[i] * at.v[i];
     if (!Q.boxes) return;
     products(Q);
-    for (int j = 0; j < n; j++) {
+    for (int j = own(0); j < n; j += TEAM) {
       const V box = Q.has_hi[j] * at.z_hi[j] - Q.has_lo[j] * at.z_lo[j];
       new_x[j] = select(Q.fixed[j] > V(0), Q.lo[j], new_x[j]);
       new_box[j] = select(Q.fixed[j] > V(0), -(system.Px[j] + Q.q[j] + system.Aty[j] + system.Gtz[j]), box);
@@ -391,8 +397,8 @@ struct Polisher {
   // Make the system's factor that of (w, w_box) in the lanes of `which`.
   OPTLAYER_METHOD Mask<V> refactor(const Program<V>& Q, Mask<V> which, bool in_range_space) {
     if (all(fresh || !which) && factored == in_range_space) return exists;
-    for (int i = 0; i < r; i++) try_w[i] = select(which, w[i], V(0));
-    for (int j = 0; j < n; j++) try_w_box[j] = select(which, w_box[j], V(0));
+    for (int i = own(0); i < r; i += TEAM) try_w[i] = select(which, w[i], V(0));
+    for (int j = own(0); j < n; j += TEAM) try_w_box[j] = select(which, w_box[j], V(0));
     system.weigh(try_w, try_w_box);
     fresh = which;
     return exists = factorise(Q, in_range_space);
@@ -417,8 +423,8 @@ struct Polisher {
     const int64_t slots = system.slots, size = (int64_t)n * n + slots * slots;
     for (int l = 0; l < elements.used; l++) {
       if (!lane_of(which, l)) continue;
-      for (int64_t i = 0; i < slots; i++) call.index[elements.at[l] * slots + i] = 0;
-      for (int64_t i = 0; call.keep_factor && i < size; i++) call.factor[elements.at[l] * size + i] = 0;
+      for (int64_t i = own(0); i < slots; i += TEAM) call.index[elements.at[l] * slots + i] = 0;
+      for (int64_t i = own(0); call.keep_factor && i < size; i += TEAM) call.factor[elements.at[l] * size + i] = 0;
     }
   }
 
@@ -426,14 +432,14 @@ struct Polisher {
   OPTLAYER_METHOD void store_lower(const V* L, int ld, int k, int rows, double* to, const int64_t* offsets, int used) {
     int64_t at[lanes<V>];
     for (int j = 0; j < rows; j++) {
-      for (int i = 0; i < rows; i++) column[i] = i < j || i >= k ? V(i == j) : L[(size_t)i * ld + j];
+      for (int i = own(0); i < rows; i += TEAM) column[i] = i < j || i >= k ? V(i == j) : L[(size_t)i * ld + j];
       for (int l = 0; l < used; l++) at[l] = offsets[l] + (int64_t)j * rows;
       store(column, rows, to, false, at, used);
     }
   }
   static OPTLAYER_METHOD void store_lower(const V* L, int ld, int k, int rows, double* to, int l) {
     for (int j = 0; j < rows; j++)
-      for (int i = 0; i < rows; i++)
+      for (int i = own(0); i < rows; i += TEAM)
         to[(int64_t)j * rows + i] = i < j ? 0 : i < k ? lane(L[(size_t)i * ld + j], l) : i == j ? 1 : 0;
   }
 
@@ -459,6 +465,7 @@ struct Polisher {
         store_lower(split.L, split.ld, n, n, call.factor + elements.at[l] * size, l);
         store_lower(split.F, split.ldf, k, slots, call.factor + elements.at[l] * size + (int64_t)n * n, l);
       }
+      if (rank() != 0) continue;
       int64_t* index = call.index + elements.at[l] * slots;
       int kept = 0;
       while (kept < split.used[l]) index[kept] = split.heavy[kept * lanes<V> + l], kept++;

@@ -40,25 +40,26 @@ struct RangeSpace {
   OPTLAYER_METHOD Mask<V> admit(const Program<V>& Q, Mask<V>& definite) {
     definite = cholesky(Q.P, Q.ld, (const V*)nullptr, L, ld, inv, n);
     V least = L[0], most = L[0];
-    for (int i = 0; i < n; i++) least = smaller(L[i * ld + i], least), most = larger(L[i * ld + i], most);
+    for (int i = own(0); i < n; i += TEAM) least = smaller(L[i * ld + i], least), most = larger(L[i * ld + i], most);
+    least = team_min(least), most = team_max(most);
     return definite && least * least >= V(PIVOT_RATIO) * most * most;
   }
 
   // V and K from L and C, in the lanes of `which`; the others get a factor that harms nobody.
   OPTLAYER_METHOD void set_up(const Program<V>& Q, Mask<V> which) {
-    for (int i = 0; i < n && !all(which); i++) {
+    for (int i = own(0); i < n && !all(which); i += TEAM) {
       for (int j = 0; j <= i; j++) L[i * ld + j] = select(which, L[i * ld + j], V(i == j));
       inv[i] = select(which, inv[i], V(1));
     }
     for (int i = 0; i < r; i++)
-      for (int j = 0; j < n; j++) VT[i * ld + j] = Q.C[i * Q.ld + j];
+      for (int j = own(0); j < n; j += TEAM) VT[i * ld + j] = Q.C[i * Q.ld + j];
     solve_rows(L, ld, inv, n, VT, ld, r);
     row_products(VT, ld, r, n, K, ldk);
   }
 
   // What depends on q.
   OPTLAYER_METHOD void set_cost(const Program<V>& Q) {
-    for (int j = 0; j < n; j++) lq[j] = Q.q[j];
+    for (int j = own(0); j < n; j += TEAM) lq[j] = Q.q[j];
     lower_solve(L, ld, inv, n, lq);
     product(VT, ld, r, n, lq, g);
     g0 = dot(lq, lq, n);
@@ -66,9 +67,9 @@ struct RangeSpace {
 
   // x = -L^-T (L^-1 q + V v).
   OPTLAYER_METHOD void primal(const V* v, V* x) const {
-    for (int j = 0; j < n; j++) x[j] = lq[j];
+    for (int j = own(0); j < n; j += TEAM) x[j] = lq[j];
     product_transposed(VT, ld, r, n, v, x);
-    for (int j = 0; j < n; j++) x[j] = -x[j];
+    for (int j = own(0); j < n; j += TEAM) x[j] = -x[j];
     lower_solve_transposed(L, ld, inv, n, x);
   }
 };

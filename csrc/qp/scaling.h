@@ -22,7 +22,7 @@ OPTLAYER_INLINE V clipped(V a) {
 // The largest |P_ij| D_j of each row, times D_i.
 template <class V>
 OPTLAYER_FUNCTION void row_maxima(const Program<V>& Q, V* most) {
-  for (int i = 0; i < Q.n; i++) {
+  for (int i = own(0); i < Q.n; i += TEAM) {
     const V* P = Q.P + (size_t)i * Q.ld;
     V row(0);
     for (int j = 0; j < Q.n; j++) row = larger(absolute(P[j]) * Q.D[j], row);
@@ -33,17 +33,18 @@ OPTLAYER_FUNCTION void row_maxima(const Program<V>& Q, V* most) {
 // The maxima of the columns of [c P; C] and of the rows of C, in the units so far.
 template <class V>
 OPTLAYER_FUNCTION void maxima(const Program<V>& Q, const V* most_P, V* column, V* row) {
-  for (int j = 0; j < Q.n; j++) column[j] = Q.c * most_P[j];
+  for (int j = own(0); j < Q.n; j += TEAM) column[j] = Q.c * most_P[j];
   for (int i = 0; i < Q.r; i++) {
     const V* C = Q.C + (size_t)i * Q.ld;
     const V unit = Q.E[i];
     V most(0);
-    for (int j = 0; j < Q.n; j++) {
+    for (int j = own(0); j < Q.n; j += TEAM) {
       const V entry = absolute(C[j]) * Q.D[j];
       most = larger(entry, most);
       column[j] = larger(entry * unit, column[j]);
     }
-    row[i] = most * unit;
+    most = team_max(most);
+    if (owns(i)) row[i] = most * unit;
   }
 }
 
@@ -51,10 +52,11 @@ OPTLAYER_FUNCTION void maxima(const Program<V>& Q, const V* most_P, V* column, V
 template <class V>
 OPTLAYER_FUNCTION V cost_factor(const Program<V>& Q, bool with_q, const V* most_P) {
   V mean(0), cost(0);
-  for (int j = 0; j < Q.n; j++) {
+  for (int j = own(0); j < Q.n; j += TEAM) {
     mean += most_P[j];
     if (with_q) cost = larger(absolute(Q.q[j]) * Q.D[j], cost);
   }
+  mean = team_sum(mean), cost = team_max(cost);
   return V(1) / clipped(Q.c * larger(mean * V(1.0 / Q.n), cost));
 }
 
@@ -62,8 +64,8 @@ OPTLAYER_FUNCTION V cost_factor(const Program<V>& Q, bool with_q, const V* most_
 template <class V>
 OPTLAYER_FUNCTION V spread(const V* entries, int count) {
   V most(1), least(1);
-  for (int i = 0; i < count; i++) most = larger(clipped(entries[i]), most), least = smaller(clipped(entries[i]), least);
-  return larger(most, V(1) / least);
+  for (int i = own(0); i < count; i += TEAM) most = larger(clipped(entries[i]), most), least = smaller(clipped(entries[i]), least);
+  return team_max(larger(most, V(1) / least));
 }
 
 // Find D, E and c for the unscaled data in Q; fixed variables, whose unit is 1, take no part. Where matrices are shared by the batch, c must not depend on q (`with_q`
@@ -71,16 +73,18 @@ OPTLAYER_FUNCTION V spread(const V* entries, int count) {
 template <class V>
 OPTLAYER_FUNCTION bool equilibrate(Program<V>& Q, bool with_q, V* most_P, V* column, V* row) {
   const int n = Q.n, r = Q.r;
-  for (int j = 0; j < n; j++) Q.D[j] = V(1) - Q.fixed[j];
-  for (int i = 0; i < r; i++) Q.E[i] = V(1);
+  for (int j = own(0); j < n; j += TEAM) Q.D[j] = V(1) - Q.fixed[j];
+  for (int i = own(0); i < r; i += TEAM) Q.E[i] = V(1);
   Q.c = V(1);
+  sync();
   row_maxima(Q, most_P);
   const V factor = cost_factor(Q, with_q, most_P);
   Q.c = factor;
   maxima(Q, most_P, column, row);
   Mask<V> going = larger(spread(column, n), spread(row, r)) > V(ENOUGH);
   if (!any(going)) {
-    for (int j = 0; j < n; j++) Q.D[j] = V(1);
+    for (int j = own(0); j < n; j += TEAM) Q.D[j] = V(1);
+    sync();
     Q.c = power_of_two(Q.c);
     return true;
   }
@@ -88,24 +92,26 @@ OPTLAYER_FUNCTION bool equilibrate(Program<V>& Q, bool with_q, V* most_P, V* col
   for (int sweep = 0; sweep < SWEEPS && any(going); sweep++) {
     maxima(Q, most_P, column, row);
     V change(1);
-    for (int j = 0; j < n; j++) {
+    for (int j = own(0); j < n; j += TEAM) {
       const V root = square_root(clipped(column[j])), unit = V(1) / root;
       change = larger(larger(root, unit), change);
       Q.D[j] = select(going, Q.D[j] * unit, Q.D[j]);
     }
-    for (int i = 0; i < r; i++) {
+    for (int i = own(0); i < r; i += TEAM) {
       const V root = square_root(clipped(row[i])), unit = V(1) / root;
       change = larger(larger(root, unit), change);
       Q.E[i] = select(going, Q.E[i] * unit, Q.E[i]);
     }
+    sync();
     row_maxima(Q, most_P);
     const V k = cost_factor(Q, with_q, most_P);
-    change = larger(larger(k, V(1) / k), change);
+    change = larger(larger(k, V(1) / k), team_max(change));
     Q.c = select(going, Q.c * k, Q.c);
     going = going && change > V(SETTLED);
   }
-  for (int j = 0; j < n; j++) Q.D[j] = select(Q.fixed[j] > V(0), V(1), power_of_two(Q.D[j]));
-  for (int i = 0; i < r; i++) Q.E[i] = power_of_two(Q.E[i]);
+  for (int j = own(0); j < n; j += TEAM) Q.D[j] = select(Q.fixed[j] > V(0), V(1), power_of_two(Q.D[j]));
+  for (int i = own(0); i < r; i += TEAM) Q.E[i] = power_of_two(Q.E[i]);
+  sync();
   Q.c = power_of_two(Q.c);
   return false;
 }
@@ -116,24 +122,24 @@ OPTLAYER_FUNCTION void scale_matrices(Program<V>& Q, bool plain) {
   for (int i = 0; i < Q.n; i++) {
     V* P = Q.P + (size_t)i * Q.ld;
     const V unit = Q.c * Q.D[i];
-    for (int j = 0; j < Q.n; j++) P[j] *= unit * Q.D[j];
+    for (int j = own(0); j < Q.n; j += TEAM) P[j] *= unit * Q.D[j];
   }
   for (int i = 0; i < Q.r && !plain; i++) {
     V* C = Q.C + (size_t)i * Q.ld;
-    for (int j = 0; j < Q.n; j++) C[j] *= Q.E[i] * Q.D[j];
+    for (int j = own(0); j < Q.n; j += TEAM) C[j] *= Q.E[i] * Q.D[j];
   }
 }
 
 // Bring the vectors to the units found.
 template <class V>
 OPTLAYER_FUNCTION void scale_vectors(Program<V>& Q) {
-  for (int j = 0; j < Q.n; j++) {
+  for (int j = own(0); j < Q.n; j += TEAM) {
     const V unit = V(1) / Q.D[j];
     Q.q[j] *= Q.c * Q.D[j];
     Q.lo[j] *= unit;
     Q.hi[j] *= unit;
   }
-  for (int i = 0; i < Q.r; i++) Q.d[i] *= Q.E[i];
+  for (int i = own(0); i < Q.r; i += TEAM) Q.d[i] *= Q.E[i];
 }
 
 }  // namespace OPTLAYER_ISA

@@ -50,37 +50,19 @@ struct Solver {
 
   OPTLAYER_METHOD void run(const Elements<V>& elements) {
     Newton<V>& newton = interior.newton;
-    Mask<V> invalid, crossed, admitted(false), definite(true), convex(true);
-    load_vectors(call, elements, Q, invalid, crossed);
-    if (!shared || !set_up) {
-      const Mask<V> unsound = load_matrices(call, elements, Q);
-      invalid = invalid || unsound;
-      if (!shared) mask_rows(Q);
-      if (shared) shared = !any(unsound);  // no one else's data would be better
+    Mask<V> invalid, crossed, admitted, definite, convex;
+    sync();
+    prepare(elements, invalid, crossed, admitted, definite, convex);
+    if (shared && !(all(admitted) && all(definite))) {  // start over without sharing
+      shared = false;
+      prepare(elements, invalid, crossed, admitted, definite, convex);
     }
     const Mask<V> bad = invalid || crossed;
-    if (any(bad)) replace(Q, bad, !shared);
-    if (!shared || !set_up) {
-      scale_matrices(Q, equilibrate(Q, !shared, newton.Px, newton.Gz, newton.rz));
-      if (call.P.data == nullptr) {
-        definite = Mask<V>(false);
-      } else {
-        admitted = newton.space.admit(Q, definite);
-        if (!all(definite)) convex = definite || is_convex();
-      }
-      if (call.formulation == Formulation::range) admitted = definite;
-      if (shared && !(all(admitted) && all(definite))) {  // start over without sharing
-        shared = false;
-        run(elements);
-        return;
-      }
-    } else {
-      admitted = Mask<V>(true);
-    }
     scale_vectors(Q);
     Mask<V> bounded(false);
     if (Q.boxes)
-      for (int j = 0; j < Q.n; j++) bounded = bounded || Q.has_lo[j] + Q.has_hi[j] + Q.fixed[j] > V(0);
+      for (int j = own(0); j < Q.n; j += TEAM) bounded = bounded || Q.has_lo[j] + Q.has_hi[j] + Q.fixed[j] > V(0);
+    bounded = team_any(bounded);
     const Mask<V> good = !bad && convex;
     const Mask<V> in_range = ranges() ? good && admitted && !bounded : Mask<V>(false);
     polisher.reset();
@@ -124,9 +106,37 @@ struct Solver {
     write(elements, status, iterations, any(infeasible || unbounded));
   }
 
+  // Load the problems and bring their matrices to scale. `admitted`: P permits the range space; `definite`: P has a
+  // Cholesky factor; `convex`: but for rounding it has no negative eigenvalue.
+  void prepare(const Elements<V>& elements, Mask<V>& invalid, Mask<V>& crossed, Mask<V>& admitted, Mask<V>& definite,
+               Mask<V>& convex) {
+    Newton<V>& newton = interior.newton;
+    admitted = definite = convex = Mask<V>(true);
+    load_vectors(call, elements, Q, invalid, crossed);
+    const bool matrices = !shared || !set_up;
+    if (matrices) {
+      const Mask<V> unsound = load_matrices(call, elements, Q);
+      invalid = invalid || unsound;
+      if (shared) shared = !any(unsound);  // no one else's data would be better
+      if (!shared) mask_rows(Q);
+    }
+    const Mask<V> bad = invalid || crossed;
+    if (any(bad)) replace(Q, bad, !shared);
+    if (!matrices) return;
+    scale_matrices(Q, equilibrate(Q, !shared, newton.Px, newton.Gz, newton.rz));
+    if (call.P.data == nullptr) {
+      admitted = definite = Mask<V>(false);
+    } else {
+      admitted = newton.space.admit(Q, definite);
+      if (!all(definite)) convex = definite || is_convex();
+    }
+    if (call.formulation == Formulation::range) admitted = definite;
+  }
+
   // Polish the interior point on some lanes; the residuals there are those of the last measurement.
   OPTLAYER_METHOD Mask<V> attempt(Mask<V> which, bool ranged, bool early) {
     Newton<V>& newton = interior.newton;
+    sync();
     if (ranged) newton.space.primal(newton.at.v, newton.at.x);
     return polisher.polish(Q, newton.at, rules, which, ranged ? &newton.space : nullptr, early);
   }
@@ -135,14 +145,15 @@ struct Solver {
   OPTLAYER_METHOD Mask<V> is_convex() {
     Split<V>& scratch = interior.newton.split;
     V most(0);
-    for (int i = 0; i < Q.n; i++)
+    for (int i = own(0); i < Q.n; i += TEAM)
       for (int j = 0; j <= i; j++) {
         const V entry = Q.P[i * Q.ld + j] / (Q.c * Q.D[i] * Q.D[j]);
         scratch.L[i * scratch.ld + j] = entry;
         most = larger(absolute(entry), most);
       }
+    most = team_max(most);
     V* add = interior.newton.dx;
-    for (int i = 0; i < Q.n; i++) add[i] = V(CONVEXITY) * most + V(NONZERO);
+    for (int i = own(0); i < Q.n; i += TEAM) add[i] = V(CONVEXITY) * most + V(NONZERO);
     return cholesky(scratch.L, scratch.ld, add, scratch.L, scratch.ld, scratch.inv, Q.n);
   }
 
@@ -154,18 +165,21 @@ struct Solver {
     load_vector(call.y0, call.single, elements, p, 0, v);
     load_vector(call.z0, call.single, elements, r - p, 0, v + p);
     load_vector(call.z_box0, call.single, elements, n, 0, box);
-    for (int i = 0; i < r; i++) v[i] = v[i] * Q.c / Q.E[i];
-    for (int j = 0; j < n; j++) {
+    sync();
+    for (int i = own(0); i < r; i += TEAM) v[i] = v[i] * Q.c / Q.E[i];
+    for (int j = own(0); j < n; j += TEAM) {
       x[j] = x[j] / Q.D[j], box[j] = box[j] * Q.c * Q.D[j];
       if (Q.boxes) v[r + j] = positive(-box[j]), v[r + n + j] = positive(box[j]);
     }
+    sync();
     newton.warm_start();
   }
 
   // The part of a move of an active bound that is the lower one's: by the weights of the interior point, for now.
   OPTLAYER_METHOD void share_bounds(Mask<V> which) {
     const Point<V>& at = interior.newton.at;
-    for (int j = 0; j < Q.n; j++) {
+    sync();
+    for (int j = own(0); j < Q.n; j += TEAM) {
       if (!Q.boxes) {
         out_share[j] = V(0);
         continue;
@@ -182,12 +196,12 @@ struct Solver {
     const Mask<V> answered = solved || (status == V((double)ALMOST_SOLVED) && Mask<V>(!call.nan_failures));
     const V nothing(call.nan_failures ? NAN : 0.0), cost = V(1) / Q.c;
     product(Q.C, Q.ld, r, n, polisher.x, out_s);
-    for (int i = 0; i < r; i++) {
+    for (int i = own(0); i < r; i += TEAM) {
       const V s = select(Q.live[i] > V(0), (Q.d[i] - out_s[i]) / Q.E[i], V(INFINITY));
       out_s[i] = select(answered, s, call.nan_failures ? nothing : select(Q.live[i] > V(0), Q.d[i] / Q.E[i], V(INFINITY)));
       out_v[i] = select(answered, polisher.v[i] * Q.E[i] * cost, nothing);
     }
-    for (int j = 0; j < n; j++) {
+    for (int j = own(0); j < n; j += TEAM) {
       const V z = polisher.z_box[j] * cost / Q.D[j];
       V share = select(z < V(0), V(1), select(z > V(0), V(0), out_share[j]));
       share = select(Q.fixed[j] > V(0) && z == V(0), V(0.5), share);
@@ -195,6 +209,7 @@ struct Solver {
       out_x[j] = select(answered, polisher.x[j] * Q.D[j], nothing);
       out_box[j] = select(answered, z, nothing);
     }
+    sync();
     const bool bare = !Q.boxes && all(solved);
     const Certificates<V>& proof = interior.certificates;
     store_vector(elements, out_x, n, call.x);
@@ -207,7 +222,7 @@ struct Solver {
     store_vector(elements, proven ? proof.v : nullptr, p, call.ray_y);
     store_vector(elements, proven ? proof.v + p : nullptr, m, call.ray_z);
     store_vector(elements, proven ? proof.box : nullptr, n, call.ray_box);
-    for (int l = 0; l < elements.used; l++) {
+    for (int l = 0; l < elements.used && rank() == 0; l++) {
       const int64_t e = elements.at[l];
       call.status[e] = (int64_t)lane(status, l);
       call.iterations[e] = (int64_t)lane(iterations, l);
@@ -221,7 +236,7 @@ struct Solver {
     if (count == 0) return;
     if (from == nullptr) {
       const size_t size = (call.single ? sizeof(float) : sizeof(double)) * count;
-      memset(static_cast<char*>(to) + elements.at[0] * size, 0, elements.used * size);
+      clear(static_cast<char*>(to) + elements.at[0] * size, elements.used * size);
       return;
     }
     int64_t offsets[lanes<V>];

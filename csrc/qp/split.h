@@ -58,23 +58,25 @@ struct Split {
   // weigh `cap`. Returns where that was enough.
   OPTLAYER_METHOD Mask<V> weigh(const V* w, V cap) {
     V most(0), enough(1);
-    for (int i = 0; i < r; i++) {
+    for (int i = own(0); i < r; i += TEAM) {
       gamma[i] = smaller(w[i], cap);
       most = larger(gamma[i], most);
       g[i] = square_root(w[i] - gamma[i]);
     }
-    condensed = any(most > V(0));
+    condensed = any(team_max(most) > V(0));
+    sync();
     for (int l = 0; l < lanes<V>; l++) used[l] = 0;
     for (int i = 0; i < r; i++)
       for (int l = 0; l < lanes<V>; l++) {
         const bool is_heavy = lane(g[i], l) > 0, fits = used[l] < capacity;
         if (is_heavy && !fits) lane(enough, l) = 0;
-        heavy[used[l] * lanes<V> + l] = i;
-        slot[i * lanes<V> + l] = is_heavy ? used[l] : capacity;
+        if (owns(used[l])) heavy[used[l] * lanes<V> + l] = i;
+        if (owns(i)) slot[i * lanes<V> + l] = is_heavy ? used[l] : capacity;
         used[l] += is_heavy && fits;
       }
     fill_slots();
-    for (int s = 0; s < k; s++) {
+    sync();
+    for (int s = own(0); s < k; s += TEAM) {
       root[s] = gathered(g, heavy + s * lanes<V>);
       for (int l = 0; l < lanes<V>; l++)
         if (s >= used[l]) lane(root[s], l) = 0;
@@ -87,13 +89,14 @@ struct Split {
     k = 0;
     for (int l = 0; l < lanes<V>; l++) k = used[l] > k ? used[l] : k;
     for (int l = 0; l < lanes<V>; l++)
-      for (int s = used[l]; s < k; s++) heavy[s * lanes<V> + l] = 0;
+      for (int s = own(used[l]); s < k; s += TEAM) heavy[s * lanes<V> + l] = 0;
   }
 
   // Row by row what lies in the slots is added to a vector over the rows (r).
   OPTLAYER_METHOD void scatter(V* slots, V* to) const {
-    slots[capacity] = V(0);
-    for (int i = 0; i < r; i++) to[i] += gathered(slots, slot + i * lanes<V>);
+    if (owns(capacity)) slots[capacity] = V(0);
+    sync();
+    for (int i = own(0); i < r; i += TEAM) to[i] += gathered(slots, slot + i * lanes<V>);
   }
 
   // Rows of M (., ld) as they lie in the slots, times root.
@@ -101,7 +104,7 @@ struct Split {
     for (int s = 0; s < k; s++, to += ld) {
       int32_t row[lanes<V>];
       for (int l = 0; l < lanes<V>; l++) row[l] = heavy[s * lanes<V> + l] * ldm;
-      for (int j = 0; j < n; j++) to[j] = root[s] * gathered(M + j, row);
+      for (int j = own(0); j < n; j += TEAM) to[j] = root[s] * gathered(M + j, row);
     }
   }
 
@@ -114,10 +117,11 @@ struct Split {
       if (condensed) {
         weighted_gram(Q.P, Q.ld, Q.C, Q.ld, gamma, r, n, L, ld);
       } else {
-        for (int i = 0; i < n; i++)
+        for (int i = own(0); i < n; i += TEAM)
           for (int j = 0; j <= i; j++) L[i * ld + j] = Q.P[i * Q.ld + j];
       }
-      for (int i = 0; i < n; i++) {
+      sync();
+      for (int i = own(0); i < n; i += TEAM) {
         V* row = L + i * ld;
         row[i] = (row[i] + diagonal[i]) * (V(1) + bump);
         if (free == nullptr) continue;
@@ -132,7 +136,7 @@ struct Split {
     gather_rows(Q.C, Q.ld, R);
     if (free != nullptr)
       for (int s = 0; s < k; s++)
-        for (int j = 0; j < n; j++) R[(size_t)s * ld + j] *= free[j];
+        for (int j = own(0); j < n; j += TEAM) R[(size_t)s * ld + j] *= free[j];
     solve_rows(L, ld, inv, n, R, ld, k);
     return border() && ok;
   }
@@ -146,7 +150,7 @@ struct Split {
     V bump(0);
     for (int attempt = 0;; attempt++) {
       row_products(R, ld, k, n, F, ldf);
-      for (int s = 0; s < k; s++) F[s * ldf + s] = (F[s * ldf + s] + V(1)) * (V(1) + bump);
+      for (int s = own(0); s < k; s += TEAM) F[s * ldf + s] = (F[s * ldf + s] + V(1)) * (V(1) + bump);
       mend();
       const Mask<V> ok = cholesky(F, ldf, (const V*)nullptr, F, ldf, inv_f, k);
       if (all(ok) || attempt == 4) return ok;
@@ -157,32 +161,33 @@ struct Split {
   // (dx, dv) for right-hand sides a (n) and c (r); dx may be a and dv may be c. dx is 0 on variables that are not free,
   // dv is 0 on rows of weight 0.
   OPTLAYER_METHOD void solve(const Program<V>& Q, const V* free, const V* a, const V* c, V* dx, V* dv) {
-    for (int j = 0; j < n; j++) u[j] = a[j];
+    for (int j = own(0); j < n; j += TEAM) u[j] = a[j];
     if (condensed) {
-      for (int i = 0; i < r; i++) g[i] = gamma[i] * c[i];
+      for (int i = own(0); i < r; i += TEAM) g[i] = gamma[i] * c[i];
       product_transposed(Q.C, Q.ld, r, n, g, u);
     }
     if (free != nullptr)
-      for (int j = 0; j < n; j++) u[j] *= free[j];
+      for (int j = own(0); j < n; j += TEAM) u[j] *= free[j];
     lower_solve(L, ld, inv, n, u);
     if (k > 0) {
-      for (int s = 0; s < k; s++) t[s] = -root[s] * gathered(c, heavy + s * lanes<V>);
+      sync();
+      for (int s = own(0); s < k; s += TEAM) t[s] = -root[s] * gathered(c, heavy + s * lanes<V>);
       product(R, ld, k, n, u, t, true);
       lower_solve(F, ldf, inv_f, k, t);
       lower_solve_transposed(F, ldf, inv_f, k, t);
-      for (int s = 0; s < k; s++) t[s] = -t[s];
+      for (int s = own(0); s < k; s += TEAM) t[s] = -t[s];
       product_transposed(R, ld, k, n, t, u);
     }
     lower_solve_transposed(L, ld, inv, n, u);
-    for (int j = 0; j < n; j++) dx[j] = u[j];
+    for (int j = own(0); j < n; j += TEAM) dx[j] = u[j];
     if (condensed) {
       product(Q.C, Q.ld, r, n, dx, g);
-      for (int i = 0; i < r; i++) dv[i] = gamma[i] * (g[i] - c[i]);
+      for (int i = own(0); i < r; i += TEAM) dv[i] = gamma[i] * (g[i] - c[i]);
     } else {
-      for (int i = 0; i < r; i++) dv[i] = V(0);
+      for (int i = own(0); i < r; i += TEAM) dv[i] = V(0);
     }
     if (k == 0) return;
-    for (int s = 0; s < k; s++) t[s] = -root[s] * t[s];
+    for (int s = own(0); s < k; s += TEAM) t[s] = -root[s] * t[s];
     scatter(t, dv);
   }
 };

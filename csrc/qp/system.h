@@ -67,21 +67,21 @@ struct System {
 
   // The weights of K: w (r), w_box (n).
   OPTLAYER_METHOD void weigh(const V* w, const V* w_box) {
-    for (int i = 0; i < r; i++) {
+    for (int i = own(0); i < r; i += TEAM) {
       const Mask<V> here = w[i] > V(0);
       there[i] = select(here, V(1), V(0));
       compliance[i] = select(here, V(1) / w[i], V(0));
       weight[i] = there[i] / (compliance[i] + V(DELTA));
     }
     V most(0);
-    for (int j = 0; j < n; j++) {
+    for (int j = own(0); j < n; j += TEAM) {
       const Mask<V> loose = w_box[j] < V(INFINITY);
       free[j] = select(loose, V(1), V(0));
       stiff[j] = select(loose, w_box[j], V(0));
       diagonal[j] = stiff[j] + V(RHO);
       most = larger(w_box[j], most);
     }
-    boxed = most > V(0);
+    boxed = team_max(most) > V(0);
     bounded = any(boxed);
   }
 
@@ -100,13 +100,14 @@ struct System {
     const int k = split.k, ldf = split.ldf;
     if (k == 0) return enough;
     if (whole) {
+      sync();
       for (int s = 0; s < k; s++)
-        for (int j = 0; j < n; j++) split.R[(size_t)s * split.ld + j] = split.root[s] * space.VT[(size_t)s * space.ld + j];
+        for (int j = own(0); j < n; j += TEAM) split.R[(size_t)s * split.ld + j] = split.root[s] * space.VT[(size_t)s * space.ld + j];
     } else {
       split.gather_rows(space.VT, space.ld, split.R);
     }
     const auto fill = [&](Mask<V> which) {
-      for (int s = 0; s < k; s++) {
+      for (int s = own(0); s < k; s += TEAM) {
         V* border = split.F + (size_t)s * ldf;
         const int32_t* row = split.heavy + s * lanes<V>;
         for (int t = 0; t <= s; t++) {
@@ -131,34 +132,36 @@ struct System {
   OPTLAYER_METHOD void restore(const Program<V>& Q, V cap, const int64_t* const* index) {
     bare = true, split.L = L, split.inv = inv;
     V most(0), heavy(0);
-    for (int i = 0; i < r; i++) {
+    for (int i = own(0); i < r; i += TEAM) {
       split.gamma[i] = smaller(weight[i], cap);
       most = larger(split.gamma[i], most);
       heavy += select(weight[i] > cap, V(1), V(0));
       for (int l = 0; l < lanes<V>; l++) split.slot[i * lanes<V> + l] = split.capacity;
     }
-    split.condensed = any(most > V(0));
-    for (int l = 0; l < lanes<V>; l++) split.used[l] = 0;
-    for (int s = 0; s < slots; s++) {
+    split.condensed = any(team_max(most) > V(0));
+    heavy = team_sum(heavy);
+    for (int l = 0; l < lanes<V>; l++) split.used[l] = lane(heavy, l) < slots ? (int)lane(heavy, l) : slots;
+    sync();
+    for (int s = own(0); s < slots; s += TEAM) {
       int32_t* row = split.heavy + s * lanes<V>;
       for (int l = 0; l < lanes<V>; l++) row[l] = (uint64_t)index[l][s] < (uint64_t)r ? (int32_t)index[l][s] : 0;
       split.root[s] = square_root(positive(gathered(weight, row) - cap));
       for (int l = 0; l < lanes<V>; l++) {
         const bool in_use = lane(split.root[s], l) > 0;
-        int32_t& slot = split.slot[row[l] * lanes<V> + l];
-        slot = in_use ? s : slot;
-        split.used[l] = in_use ? s + 1 : split.used[l];
+        if (in_use) split.slot[row[l] * lanes<V> + l] = s;
       }
     }
     split.fill_slots();
+    sync();
     if (any(heavy > V(slots))) condense(cap);
     split.gather_rows(Q.C, Q.ld, split.R);
     for (int s = 0; bounded && s < split.k; s++)
-      for (int j = 0; j < n; j++) split.R[(size_t)s * split.ld + j] *= free[j];
+      for (int j = own(0); j < n; j += TEAM) split.R[(size_t)s * split.ld + j] *= free[j];
   }
   OPTLAYER_METHOD void restored() {
-    for (int i = 0; i < n; i++) inv[i] = V(1) / L[(size_t)i * split.ld + i];
-    for (int s = 0; s < split.k; s++) split.inv_f[s] = V(1) / split.F[(size_t)s * split.ldf + s];
+    sync();
+    for (int i = own(0); i < n; i += TEAM) inv[i] = V(1) / L[(size_t)i * split.ld + i];
+    for (int s = own(0); s < split.k; s += TEAM) split.inv_f[s] = V(1) / split.F[(size_t)s * split.ldf + s];
   }
 
   // K u = (rx, rv, r_box) from the start (x, v), where a multiplier that is not unique comes out nearest to; or from
@@ -168,34 +171,35 @@ struct System {
   OPTLAYER_METHOD void refine(const Program<V>& Q, const V* rx, const V* rv, const V* r_box, bool started,
                               int refinements, Mask<V> which, bool products = true) {
     V most(0), box(0), sum(0), first(0);  // first: the residual of nothing
-    for (int j = 0; j < n; j++) {
+    for (int j = own(0); j < n; j += TEAM) {
       const V right = rx[j] * free[j];
       most = larger(absolute(right), most), sum += right;
     }
     first = most;
-    for (int i = 0; i < r; i++) {
+    for (int i = own(0); i < r; i += TEAM) {
       const V right = select(there[i] > V(0), rv[i], V(0));
       most = larger(absolute(right), most), sum += right;
       first = larger(absolute(right) / (V(1) + compliance[i]), first);
     }
-    for (int j = 0; bounded && j < n; j++) {
+    for (int j = own(0); bounded && j < n; j += TEAM) {
       const V right = select(free[j] == V(0) || stiff[j] > V(0), r_box[j], V(0));
       box = larger(absolute(right), box), sum += right;
     }
-    size = select(finite(sum), most + box, V(NAN));
-    for (int j = 0; j < n; j++) {
+    most = team_max(most), box = team_max(box), first = team_max(first);
+    size = select(finite(team_sum(sum)), most + box, V(NAN));
+    for (int j = own(0); j < n; j += TEAM) {
       const V from = started ? x[j] : V(0);
       try_x[j] = bounded ? select(free[j] > V(0), from, r_box[j]) : from;
     }
-    for (int i = 0; i < r; i++) try_v[i] = started ? v[i] * there[i] : V(0);
+    for (int i = own(0); i < r; i += TEAM) try_v[i] = started ? v[i] * there[i] : V(0);
     V best(INFINITY), rate(INFINITY);
     Mask<V> going = which;
     for (int step = 0;; step++) {
       V error;
       if (step == 0 && !started && !bounded) {
-        for (int j = 0; j < n; j++) try_a[j] = rx[j];
-        for (int i = 0; i < r; i++) try_b[i] = select(there[i] > V(0), rv[i], V(0));
-        error = select(finite(sum), first, V(NAN));
+        for (int j = own(0); j < n; j += TEAM) try_a[j] = rx[j];
+        for (int i = own(0); i < r; i += TEAM) try_b[i] = select(there[i] > V(0), rv[i], V(0));
+        error = select(finite(size), first, V(NAN));
       } else {
         error = residual(Q, rx, rv, r_box);
       }
@@ -210,13 +214,13 @@ struct System {
       best = select(better, error, best);
       if (step == refinements + 1 || !any(going)) return;
       solve_factored(Q, a, b, try_x, try_v);
-      for (int j = 0; j < n; j++) try_x[j] += x[j];
-      for (int i = 0; i < r; i++) try_v[i] += v[i];
+      for (int j = own(0); j < n; j += TEAM) try_x[j] += x[j];
+      for (int i = own(0); i < r; i += TEAM) try_v[i] += v[i];
       if (step == 0 || products) continue;
       const Mask<V> sure = going && !boxed && error * rate <= V(ROUNDING) * size && rate < V(SURE);
       if (!any(sure)) continue;
-      for (int j = 0; j < n; j++) x[j] = select(sure, try_x[j], x[j]);
-      for (int i = 0; i < r; i++) v[i] = select(sure, try_v[i], v[i]);
+      for (int j = own(0); j < n; j += TEAM) x[j] = select(sure, try_x[j], x[j]);
+      for (int i = own(0); i < r; i += TEAM) v[i] = select(sure, try_v[i], v[i]);
       going = going && !sure;
       if (!any(going)) return;
     }
@@ -229,7 +233,7 @@ struct System {
 
   // What the solution moves the bounds' multipliers by, from the best iterate.
   OPTLAYER_METHOD void boxes(const V* rx, const V* r_box, V* u_box) const {
-    for (int j = 0; j < n; j++)
+    for (int j = own(0); j < n; j += TEAM)
       u_box[j] = bounded ? select(free[j] > V(0), pull_of_bound(x, r_box, j), rx[j] - Px[j] - (Aty[j] + Gtz[j])) : V(0);
   }
 
@@ -246,78 +250,78 @@ struct System {
       rx = right_x, rv = right_v;
     }
     if (any(vague)) shorten(Q, rx, rv, r_box, vague);
-    for (int j = 0; j < n; j++) ux[j] = select(sound, x[j], V(NAN));
-    for (int i = 0; i < r; i++) uv[i] = select(sound, v[i], V(NAN));
+    for (int j = own(0); j < n; j += TEAM) ux[j] = select(sound, x[j], V(NAN));
+    for (int i = own(0); i < r; i += TEAM) uv[i] = select(sound, v[i], V(NAN));
     boxes(rx, r_box, u_box);
-    for (int j = 0; j < n; j++) u_box[j] = select(sound, u_box[j], V(NAN));
+    for (int j = own(0); j < n; j += TEAM) u_box[j] = select(sound, u_box[j], V(NAN));
   }
 
  private:
   // Where K is singular, or so nearly that rho and delta make the difference: solutions are not unique, or multipliers.
   OPTLAYER_METHOD Mask<V> singular() const {
     Mask<V> found(false);
-    for (int j = 0; j < n; j++) found = found || split.inv[j] * split.inv[j] * V(SINGULAR) > V(1);
-    for (int s = 0; s < split.k; s++) {
+    for (int j = own(0); j < n; j += TEAM) found = found || split.inv[j] * split.inv[j] * V(SINGULAR) > V(1);
+    for (int s = own(0); s < split.k; s += TEAM) {
       const V reach = split.root[s] * split.inv_f[s];
       found = found || reach * reach * V(SINGULAR) > V(1);
     }
-    return found;
+    return team_any(found);
   }
 
   // The part of (try_x, try_v) that K maps to zero: (K + R)^-1 R, where R is the regularisation, leaves it as it is and
   // 1e-12 of all else. Twice, that nearly singular directions are spared. Returns the lanes where K does so indeed.
   OPTLAYER_METHOD Mask<V> null_part(const Program<V>& Q) {
     for (int pass = 0; pass < 2; pass++) {
-      for (int j = 0; j < n; j++) try_a[j] = V(RHO) * free[j] * try_x[j];
-      for (int i = 0; i < r; i++) try_b[i] = V(-DELTA) * there[i] * try_v[i];
+      for (int j = own(0); j < n; j += TEAM) try_a[j] = V(RHO) * free[j] * try_x[j];
+      for (int i = own(0); i < r; i += TEAM) try_b[i] = V(-DELTA) * there[i] * try_v[i];
       solve_factored(Q, try_a, try_b, try_x, try_v);
     }
-    for (int j = 0; j < n; j++) try_x[j] *= free[j], try_Aty[j] = V(0);
+    for (int j = own(0); j < n; j += TEAM) try_x[j] *= free[j], try_Aty[j] = V(0);
     product(Q.P, Q.ld, n, n, try_x, try_Px);
     product(Q.C, Q.ld, r, n, try_x, try_Cx);
     product_transposed(Q.C, Q.ld, r, n, try_v, try_Aty);
     V left(0);
-    for (int j = 0; j < n; j++) left = larger(free[j] * absolute(try_Px[j] + try_Aty[j] + stiff[j] * try_x[j]), left);
-    for (int i = 0; i < r; i++) left = larger(there[i] * absolute(try_Cx[i] - compliance[i] * try_v[i]), left);
-    return left <= V(VANISHING) * larger(norm(try_x, n), norm(try_v, r));
+    for (int j = own(0); j < n; j += TEAM) left = larger(free[j] * absolute(try_Px[j] + try_Aty[j] + stiff[j] * try_x[j]), left);
+    for (int i = own(0); i < r; i += TEAM) left = larger(there[i] * absolute(try_Cx[i] - compliance[i] * try_v[i]), left);
+    return team_max(left) <= V(VANISHING) * larger(norm(try_x, n), norm(try_v, r));
   }
 
   // Project the right-hand side on the range of K in the lanes of `lost`, to right_x and right_v, and solve again there.
   OPTLAYER_METHOD void project(const Program<V>& Q, const V* rx, const V* rv, const V* r_box, int refinements,
                                Mask<V> lost, V* keep_x, V* keep_v) {
     const V whole = size;
-    for (int j = 0; j < n; j++) right_x[j] = rx[j], keep_x[j] = x[j];
-    for (int i = 0; i < r; i++) right_v[i] = rv[i], keep_v[i] = v[i];
+    for (int j = own(0); j < n; j += TEAM) right_x[j] = rx[j], keep_x[j] = x[j];
+    for (int i = own(0); i < r; i += TEAM) right_v[i] = rv[i], keep_v[i] = v[i];
     Mask<V> going = lost;
     for (int pass = 0; pass < PASSES && any(going); pass++) {
-      for (int j = 0; j < n; j++) try_x[j] = free[j] * right_x[j] * V(1 / RHO);
-      for (int i = 0; i < r; i++) try_v[i] = select(there[i] > V(0), right_v[i] * V(-1 / DELTA), V(0));
+      for (int j = own(0); j < n; j += TEAM) try_x[j] = free[j] * right_x[j] * V(1 / RHO);
+      for (int i = own(0); i < r; i += TEAM) try_v[i] = select(there[i] > V(0), right_v[i] * V(-1 / DELTA), V(0));
       going = going && null_part(Q);
       V most(0);
-      for (int j = 0; j < n; j++) {
+      for (int j = own(0); j < n; j += TEAM) {
         const V part = select(going, V(RHO) * try_x[j], V(0));
         right_x[j] -= part, most = larger(absolute(part), most);
       }
-      for (int i = 0; i < r; i++) {
+      for (int i = own(0); i < r; i += TEAM) {
         const V part = select(going, V(-DELTA) * try_v[i], V(0));
         right_v[i] -= part, most = larger(absolute(part), most);
       }
-      going = going && most > V(PURE) * whole;
+      going = going && team_max(most) > V(PURE) * whole;
     }
     refine(Q, right_x, right_v, r_box, false, refinements, lost, false);
-    for (int j = 0; j < n; j++) x[j] = select(lost, x[j], keep_x[j]);
-    for (int i = 0; i < r; i++) v[i] = select(lost, v[i], keep_v[i]);
+    for (int j = own(0); j < n; j += TEAM) x[j] = select(lost, x[j], keep_x[j]);
+    for (int i = own(0); i < r; i += TEAM) v[i] = select(lost, v[i], keep_v[i]);
     if (bounded) refresh(Q, right_x, right_v, r_box);
   }
 
   // Take the part that K maps to zero out of x and v in the lanes of `which`.
   OPTLAYER_METHOD void shorten(const Program<V>& Q, const V* rx, const V* rv, const V* r_box, Mask<V> which) {
     for (int pass = 0; pass < PASSES && any(which); pass++) {
-      for (int j = 0; j < n; j++) try_x[j] = x[j];
-      for (int i = 0; i < r; i++) try_v[i] = v[i];
+      for (int j = own(0); j < n; j += TEAM) try_x[j] = x[j];
+      for (int i = own(0); i < r; i += TEAM) try_v[i] = v[i];
       which = which && null_part(Q);
-      for (int j = 0; j < n; j++) x[j] = select(which, x[j] - try_x[j], x[j]);
-      for (int i = 0; i < r; i++) v[i] = select(which, v[i] - try_v[i], v[i]);
+      for (int j = own(0); j < n; j += TEAM) x[j] = select(which, x[j] - try_x[j], x[j]);
+      for (int i = own(0); i < r; i += TEAM) v[i] = select(which, v[i] - try_v[i], v[i]);
       const V left = larger(norm(x, n), norm(v, r)), gone = larger(norm(try_x, n), norm(try_v, r));
       which = which && gone > V(PURE) * left;
     }
@@ -326,8 +330,8 @@ struct System {
 
   // The products at x and v.
   OPTLAYER_METHOD void refresh(const Program<V>& Q, const V* rx, const V* rv, const V* r_box) {
-    for (int j = 0; j < n; j++) try_x[j] = x[j];
-    for (int i = 0; i < r; i++) try_v[i] = v[i];
+    for (int j = own(0); j < n; j += TEAM) try_x[j] = x[j];
+    for (int i = own(0); i < r; i += TEAM) try_v[i] = v[i];
     residual(Q, rx, rv, r_box);
     keep(Mask<V>(true), Mask<V>(true));
   }
@@ -335,7 +339,7 @@ struct System {
   // All rows in their order, also those of weight 0: where they are few that is quicker than to choose.
   OPTLAYER_METHOD Mask<V> take_all() {
     split.k = r, split.condensed = false;
-    for (int i = 0; i < r; i++) {
+    for (int i = own(0); i < r; i += TEAM) {
       split.gamma[i] = V(0), split.root[i] = square_root(weight[i]);
       for (int l = 0; l < lanes<V>; l++) split.heavy[i * lanes<V> + l] = split.slot[i * lanes<V> + l] = i;
     }
@@ -345,7 +349,7 @@ struct System {
 
   // Heavy rows that are not among those kept are condensed where their weight permits.
   OPTLAYER_METHOD void condense(V cap) {
-    for (int i = 0; i < r; i++)
+    for (int i = own(0); i < r; i += TEAM)
       for (int l = 0; l < lanes<V>; l++) {
         const double whole = lane(weight[i], l);
         const bool left_out = split.slot[i * lanes<V> + l] == split.capacity && whole > lane(cap, l);
@@ -358,22 +362,22 @@ struct System {
     const int p = Q.p, m = Q.m, ld = Q.ld;
     product(Q.P, ld, n, n, try_x, try_Px);
     product(Q.C, ld, r, n, try_x, try_Cx);
-    for (int j = 0; j < n; j++) try_Aty[j] = try_Gtz[j] = V(0);
+    for (int j = own(0); j < n; j += TEAM) try_Aty[j] = try_Gtz[j] = V(0);
     if (p > 0) product_transposed(Q.C, ld, p, n, try_v, try_Aty);
     if (m > 0) product_transposed(Q.C + (size_t)p * ld, ld, m, n, try_v + p, try_Gtz);
     V most(0), sum(0);
-    for (int j = 0; j < n; j++) {
+    for (int j = own(0); j < n; j += TEAM) {
       V left = rx[j] - try_Px[j] - (try_Aty[j] + try_Gtz[j]);
       if (bounded) left = free[j] * (left - pull_of_bound(try_x, r_box, j));
       try_a[j] = left, sum += left;
       most = larger(absolute(left), most);
     }
-    for (int i = 0; i < r; i++) {
+    for (int i = own(0); i < r; i += TEAM) {
       const V left = select(there[i] > V(0), rv[i] - try_Cx[i] + compliance[i] * try_v[i], V(0));
       try_b[i] = left, sum += left;
       most = larger(absolute(left) / (V(1) + compliance[i]), most);
     }
-    return select(finite(sum), most, V(NAN));
+    return select(finite(team_sum(sum)), team_max(most), V(NAN));
   }
 
   // The next iterate becomes the best one in the lanes of `better`; others than `which` are nobody's business.
@@ -390,7 +394,7 @@ struct System {
       }
       V *to = *best[t], *from = *next[t];
       const int count = t < 5 ? n : r;
-      for (int i = 0; i < count; i++) to[i] = select(better, from[i], to[i]);
+      for (int i = own(0); i < count; i += TEAM) to[i] = select(better, from[i], to[i]);
     }
   }
 
@@ -402,34 +406,34 @@ struct System {
     // without V: V't = L^-1 C_k'rt and V'u = r C_k L^-T u
     const int k = split.k, ld = split.ld, ldf = split.ldf;
     V *u = split.u, *t = split.t, *g = split.g, *border = split.R;
-    for (int j = 0; j < n; j++) u[j] = ra[j];
+    for (int j = own(0); j < n; j += TEAM) u[j] = ra[j];
     if (split.condensed) {
-      for (int i = 0; i < r; i++) g[i] = split.gamma[i] * rb[i];
+      for (int i = own(0); i < r; i += TEAM) g[i] = split.gamma[i] * rb[i];
       product_transposed(Q.C, Q.ld, r, n, g, u);
     }
     lower_solve_both(u);
-    for (int j = 0; j < n; j++) dx[j] = u[j];
-    for (int i = 0; i < r; i++) dv[i] = V(0);
+    for (int j = own(0); j < n; j += TEAM) dx[j] = u[j];
+    for (int i = own(0); i < r; i += TEAM) dv[i] = V(0);
     if (k > 0) {
-      for (int s = 0; s < k; s++) t[s] = -split.root[s] * gathered(rb, split.heavy + s * lanes<V>);
+      for (int s = own(0); s < k; s += TEAM) t[s] = -split.root[s] * gathered(rb, split.heavy + s * lanes<V>);
       product(border, ld, k, n, dx, t, true);
       lower_solve(split.F, ldf, split.inv_f, k, t);
       lower_solve_transposed(split.F, ldf, split.inv_f, k, t);
-      for (int j = 0; j < n; j++) u[j] = V(0);
+      for (int j = own(0); j < n; j += TEAM) u[j] = V(0);
       product_transposed(border, ld, k, n, t, u);
       lower_solve_both(u);
-      for (int j = 0; j < n; j++) dx[j] -= u[j];
-      for (int s = 0; s < k; s++) t[s] *= split.root[s];
+      for (int j = own(0); j < n; j += TEAM) dx[j] -= u[j];
+      for (int s = own(0); s < k; s += TEAM) t[s] *= split.root[s];
       split.scatter(t, dv);
     }
     if (!split.condensed) return;
     product(Q.C, Q.ld, r, n, dx, g);
-    for (int i = 0; i < r; i++) dv[i] += split.gamma[i] * (g[i] - rb[i]);
+    for (int i = own(0); i < r; i += TEAM) dv[i] += split.gamma[i] * (g[i] - rb[i]);
   }
 
   // u = H^-1 u on the free variables.
   OPTLAYER_METHOD void lower_solve_both(V* u) const {
-    for (int j = 0; bounded && j < n; j++) u[j] *= free[j];
+    for (int j = own(0); bounded && j < n; j += TEAM) u[j] *= free[j];
     lower_solve(split.L, split.ld, split.inv, n, u);
     lower_solve_transposed(split.L, split.ld, split.inv, n, u);
   }

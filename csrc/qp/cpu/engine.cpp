@@ -6,6 +6,7 @@
 
 #include "../adjoint.h"
 #include "../solve.h"
+#include "outer.h"
 
 #define OPTLAYER_TEXT_(a) #a
 #define OPTLAYER_TEXT(a) OPTLAYER_TEXT_(a)
