@@ -231,5 +231,18 @@ OPTLAYER_INLINE int64_t team_next(unsigned long long* counter) { return (int64_t
 
 #endif
 
+// A vector's entries are shared out by their index: entry i is the thread's whose rank is i % TEAM. The first one from
+// entry i on that is this thread's:
+//
+//     for (int i = own(start); i < end; i += TEAM)
+template <class I>
+OPTLAYER_INLINE I own(I i) {
+  return TEAM == 1 ? i : i + ((I)(rank() - (int)(i % TEAM) + TEAM) & (TEAM - 1));
+}
+template <class I>
+OPTLAYER_INLINE bool owns(I i) {
+  return TEAM == 1 || (int)(i & (TEAM - 1)) == rank();
+}
+
 }  // namespace OPTLAYER_ISA
 }  // namespace optlayer
