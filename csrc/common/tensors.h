@@ -8,7 +8,6 @@
 #include <torch/headeronly/core/ScalarType.h>
 #include <torch/headeronly/util/Exception.h>
 
-#include <deque>
 #include <optional>
 #include <vector>
 
@@ -63,8 +62,15 @@ inline int64_t length(const Optional& t) {
   return t->size(t->dim() - 1);
 }
 
+// Where the tensors of a call live.
+struct Place {
+  int32_t type, index;
+  // The offset of every element of a batch for a tensor with these strides, written to memory of this place.
+  void (*tabulate)(const Place&, const Batch&, const int64_t* strides, int64_t* offsets);
+};
+
 // A new contiguous tensor of shape (*batch, last), or of the shape of the batch where `last` is negative.
-inline Tensor make(const Batch& batch, int64_t last, ScalarType type) {
+inline Tensor make(const Place& place, const Batch& batch, int64_t last, ScalarType type) {
   int64_t size[MOST_DIMENSIONS + 1], stride[MOST_DIMENSIONS + 1];
   int64_t rank = batch.rank;
   for (int64_t d = 0; d < rank; d++) size[d] = batch.size[d];
@@ -79,7 +85,7 @@ inline Tensor make(const Batch& batch, int64_t last, ScalarType type) {
                                                    : aoti_torch_dtype_int64();
   AtenTensorHandle made;
   STABLE_TORCH_ERROR_CODE_CHECK(
-      aoti_torch_empty_strided(rank, size, stride, code, aoti_torch_device_type_cpu(), 0, &made));
+      aoti_torch_empty_strided(rank, size, stride, code, place.type, place.index, &made));
   return Tensor(made);
 }
 
@@ -105,7 +111,7 @@ inline bool uniform(const Batch& batch, const int64_t* strides, int64_t from, in
 // Reads the arguments of one call. What it had to copy or to tabulate lives as long as the reader.
 class Reader {
  public:
-  Reader(const Batch& batch, ScalarType type) : batch_(batch), type_(type) {}
+  Reader(const Place& place, const Batch& batch, ScalarType type) : place_(place), batch_(batch), type_(type) {}
 
   Input vector(const Optional& t, int64_t size, const char* name) { return read(t, 1, 1, size, type_, name, false); }
   Input matrix(const Optional& t, int64_t rows, int64_t columns, const char* name, bool symmetric = false) {
@@ -126,7 +132,7 @@ class Reader {
       out.data = t.const_data_ptr();
       return out;
     }
-    Tensor whole = make(batch_, size, type_);
+    Tensor whole = make(place_, batch_, size, type_);
     torch::stable::copy_(whole, t);
     copies_.push_back(whole);
     out.data = whole.const_data_ptr();
@@ -136,8 +142,12 @@ class Reader {
   }
 
  private:
-  static void check(const Tensor& t, int64_t core, int64_t rows, int64_t columns, ScalarType type, const char* name) {
-    STD_TORCH_CHECK(t.is_cpu() && t.scalar_type() == type, name, " has another dtype or device than expected");
+  void check(const Tensor& t, int64_t core, int64_t rows, int64_t columns, ScalarType type, const char* name) const {
+    int32_t device;
+    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(t.get(), &device));
+    STD_TORCH_CHECK(device == place_.type && (device == aoti_torch_device_type_cpu() || t.get_device_index() == place_.index) &&
+                        t.scalar_type() == type,
+                    name, " has another dtype or device than expected");
     const int64_t dim = t.dim();
     STD_TORCH_CHECK(dim >= core && t.size(dim - 1) == columns && (core == 1 || t.size(dim - 2) == rows), name,
                     " has another shape than expected");
@@ -182,24 +192,18 @@ class Reader {
   }
 
   const int64_t* table(const int64_t* strides) {
-    tables_.emplace_back();
-    std::vector<int64_t>& offsets = tables_.back();
-    offsets.reserve(batch_.count());
-    offsets.push_back(0);
-    for (int64_t d = 0; d < batch_.rank; d++) {  // each dimension multiplies what is there
-      std::vector<int64_t> longer;
-      longer.reserve(offsets.size() * batch_.size[d]);
-      for (int64_t start : offsets)
-        for (int64_t i = 0; i < batch_.size[d]; i++) longer.push_back(start + i * strides[d]);
-      offsets.swap(longer);
-    }
-    return offsets.data();
+    Batch all;
+    all.size[all.rank++] = batch_.count();
+    copies_.push_back(make(place_, all, -1, ScalarType::Long));
+    int64_t* offsets = static_cast<int64_t*>(copies_.back().mutable_data_ptr());
+    if (all.size[0] > 0) place_.tabulate(place_, batch_, strides, offsets);
+    return offsets;
   }
 
+  const Place& place_;
   const Batch& batch_;
   ScalarType type_;
   std::vector<Tensor> copies_;
-  std::deque<std::vector<int64_t>> tables_;
 };
 
 }  // namespace optlayer
