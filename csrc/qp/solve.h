@@ -108,8 +108,8 @@ struct Solver {
 
   // Load the problems and bring their matrices to scale. `admitted`: P permits the range space; `definite`: P has a
   // Cholesky factor; `convex`: but for rounding it has no negative eigenvalue.
-  void prepare(const Elements<V>& elements, Mask<V>& invalid, Mask<V>& crossed, Mask<V>& admitted, Mask<V>& definite,
-               Mask<V>& convex) {
+  OPTLAYER_METHOD void prepare(const Elements<V>& elements, Mask<V>& invalid, Mask<V>& crossed, Mask<V>& admitted,
+                               Mask<V>& definite, Mask<V>& convex) {
     Newton<V>& newton = interior.newton;
     admitted = definite = convex = Mask<V>(true);
     load_vectors(call, elements, Q, invalid, crossed);
