@@ -140,7 +140,7 @@ struct System {
     }
     split.condensed = any(team_max(most) > V(0));
     heavy = team_sum(heavy);
-    for (int l = 0; l < lanes<V>; l++) split.used[l] = lane(heavy, l) < slots ? (int)lane(heavy, l) : slots;
+    V last(0);  // slots in use may follow others that are not
     sync();
     for (int s = own(0); s < slots; s += TEAM) {
       int32_t* row = split.heavy + s * lanes<V>;
@@ -148,9 +148,11 @@ struct System {
       split.root[s] = square_root(positive(gathered(weight, row) - cap));
       for (int l = 0; l < lanes<V>; l++) {
         const bool in_use = lane(split.root[s], l) > 0;
-        if (in_use) split.slot[row[l] * lanes<V> + l] = s;
+        if (in_use) split.slot[row[l] * lanes<V> + l] = s, lane(last, l) = s + 1;
       }
     }
+    last = team_max(last);
+    for (int l = 0; l < lanes<V>; l++) split.used[l] = (int)lane(last, l);
     split.fill_slots();
     sync();
     if (any(heavy > V(slots))) condense(cap);
