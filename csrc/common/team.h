@@ -68,6 +68,12 @@ OPTLAYER_INLINE T swapped(T a, int step) {
   return __shfl_xor_sync(neighbours(), a, step);
 }
 
+// The value of the thread `source` of NEIGHBOURS, which this one is among.
+template <class T>
+OPTLAYER_INLINE T neighbour(T a, int source) {
+  return __shfl_sync(neighbours(), a, source, NEIGHBOURS);
+}
+
 // The value of the thread of rank `source`.
 template <class T>
 OPTLAYER_INLINE T team_from(T a, int source) {
@@ -125,6 +131,10 @@ OPTLAYER_INLINE T swapped(T a, int step OPTLAYER_ALSO_CALLER) {
   return emulated_value(a, (emulator::thread() % TEAM) ^ step OPTLAYER_AT);
 }
 template <class T>
+OPTLAYER_INLINE T neighbour(T a, int source OPTLAYER_ALSO_CALLER) {
+  return emulated_value(a, emulator::thread() % TEAM / NEIGHBOURS * NEIGHBOURS + source OPTLAYER_AT);
+}
+template <class T>
 OPTLAYER_INLINE T team_from(T a, int source OPTLAYER_ALSO_CALLER) {
   return TEAM == 1 ? a : emulated_value(a, source OPTLAYER_AT);
 }
@@ -134,13 +144,6 @@ OPTLAYER_INLINE T over_warps(T a, F f OPTLAYER_ALSO_CALLER) {
   for (int w = 1; w < TEAM / 32; w++) total = f(total, emulated_value(a, 32 * w OPTLAYER_AT));
   return total;
 }
-OPTLAYER_INLINE bool team_any(bool m OPTLAYER_ALSO_CALLER) {
-  bool found = false;
-  for (int t = 0; TEAM > 1 && t < TEAM; t++) found = emulated_value(m, t OPTLAYER_AT) || found;
-  return TEAM == 1 ? m : found;
-}
-OPTLAYER_INLINE bool team_all(bool m OPTLAYER_ALSO_CALLER) { return !team_any(!m OPTLAYER_AT); }
-
 OPTLAYER_INLINE unsigned long long fetch_add(unsigned long long* counter) { return (*counter)++; }
 
 #endif
@@ -187,6 +190,14 @@ OPTLAYER_INLINE T team_min(T a OPTLAYER_ALSO_CALLER) {
   return -reduced(-a, Most() OPTLAYER_AT);
 }
 
+#if defined(OPTLAYER_EMULATE)
+struct Either {
+  OPTLAYER_MEMBER bool operator()(bool a, bool b) const { return a || b; }
+};
+OPTLAYER_INLINE bool team_any(bool m OPTLAYER_ALSO_CALLER) { return reduced(m, Either() OPTLAYER_AT); }
+OPTLAYER_INLINE bool team_all(bool m OPTLAYER_ALSO_CALLER) { return !team_any(!m OPTLAYER_AT); }
+#endif
+
 // The next number of a counter that all teams share, one for the whole team.
 OPTLAYER_INLINE int64_t team_next(unsigned long long* counter OPTLAYER_ALSO_CALLER) {
   return (int64_t)team_from(rank() == 0 ? fetch_add(counter) : 0ull, 0 OPTLAYER_AT);
@@ -200,6 +211,10 @@ OPTLAYER_INLINE int64_t team_number() { return 0; }
 OPTLAYER_INLINE void sync() {}
 template <class T>
 OPTLAYER_INLINE T team_from(T a, int) {
+  return a;
+}
+template <class T>
+OPTLAYER_INLINE T neighbour(T a, int) {
   return a;
 }
 template <class T>

@@ -5,6 +5,7 @@
 #include "gram.h"
 #include "plain.h"
 #include "strip.h"
+#include "team/cholesky.h"
 #include "triangular.h"
 
 namespace optlayer {
@@ -61,7 +62,7 @@ static Mask<V> cholesky_packed(const V* K, ptrdiff_t ldk, const V* add, V* L, pt
   return ok;
 }
 
-#if !defined(__CUDACC__)
+#if !defined(OPTLAYER_DEVICE)
 
 // Columns [begin, end) of L for rows begin .. end, whose strip is T (end columns, those below begin finished).
 template <int VECTORS>
@@ -140,7 +141,8 @@ OPTLAYER_FUNCTION bool cholesky_single(const double* K, ptrdiff_t ldk, const dou
 // Returns where all pivots are positive normal numbers; elsewhere L and inv are not to be used.
 template <class V>
 OPTLAYER_FUNCTION Mask<V> cholesky(const V* K, int ldk, const V* add, V* L, int ldl, V* inv, int n) {
-#if !defined(__CUDACC__)
+  if constexpr (TEAM > 1) return sync(), team::cholesky(K, ldk, add, L, ldl, inv, n);
+#if !defined(OPTLAYER_DEVICE)
   if constexpr (lanes<V> > 1) return cholesky_packed(K, ldk, add, L, ldl, inv, n);
   if constexpr (is_double<V>) return cholesky_single(K, ldk, add, L, ldl, inv, n);
 #endif

@@ -4,6 +4,7 @@
 
 #include "plain.h"
 #include "strip.h"
+#include "team/gram.h"
 
 namespace optlayer {
 namespace OPTLAYER_ISA {
@@ -67,7 +68,7 @@ static void weighted_gram_packed(const V* P, ptrdiff_t ldp, const V* C, ptrdiff_
   }
 }
 
-#if !defined(__CUDACC__)
+#if !defined(OPTLAYER_DEVICE)
 
 // C += SIGN A B' (or C = A B' without `add`), A (rows, n), B (cols, n); with `lower` only the lower triangle. Strips
 // of B are columns of C, rows of A are broadcast.
@@ -187,7 +188,8 @@ OPTLAYER_FUNCTION void weighted_gram_single(const double* P, ptrdiff_t ldp, cons
 // K = R R', both triangles, R (rows, n), K (rows, rows).
 template <class V>
 OPTLAYER_FUNCTION void row_products(const V* R, int ldr, int rows, int n, V* K, int ldk) {
-#if !defined(__CUDACC__)
+  if constexpr (TEAM > 1) return sync(), team::row_products(R, ldr, rows, n, K, ldk);
+#if !defined(OPTLAYER_DEVICE)
   if constexpr (lanes<V> > 1) return row_products_packed(R, ldr, rows, n, K, ldk);
   if constexpr (is_double<V>) return row_products_single(R, ldr, rows, n, K, ldk);
 #endif
@@ -199,7 +201,8 @@ OPTLAYER_FUNCTION void row_products(const V* R, int ldr, int rows, int n, V* K, 
 template <class V>
 OPTLAYER_FUNCTION void weighted_gram(const V* P, int ldp, const V* C, int ldc, const V* g, int rows, int n, V* H,
                                      int ldh) {
-#if !defined(__CUDACC__)
+  if constexpr (TEAM > 1) return sync(), team::weighted_gram(P, ldp, C, ldc, g, rows, n, H, ldh);
+#if !defined(OPTLAYER_DEVICE)
   if constexpr (lanes<V> > 1) return weighted_gram_packed(P, ldp, C, ldc, g, rows, n, H, ldh);
   if constexpr (is_double<V>) return weighted_gram_single(P, ldp, C, ldc, g, rows, n, H, ldh);
 #endif

@@ -4,6 +4,7 @@
 
 #include "plain.h"
 #include "strip.h"
+#include "team/product.h"
 
 namespace optlayer {
 namespace OPTLAYER_ISA {
@@ -65,7 +66,7 @@ static void product_pair_packed(const V* M, ptrdiff_t ld, int rows, int cols, co
     });
 }
 
-#if !defined(__CUDACC__)
+#if !defined(OPTLAYER_DEVICE)
 
 OPTLAYER_FUNCTION void product_pair_single(const double* M, ptrdiff_t ld, int rows, int cols, const double* x,
                                            double* y, const double* v, double* u) {
@@ -171,7 +172,8 @@ OPTLAYER_FUNCTION double norm_single(const double* a, int n) {
 // y = M x (or y += M x with `add`), M (rows, cols).
 template <class V>
 OPTLAYER_FUNCTION void product(const V* M, int ld, int rows, int cols, const V* x, V* y, bool add = false) {
-#if !defined(__CUDACC__)
+  if constexpr (TEAM > 1) return sync(), team::product(M, ld, rows, cols, x, y, add);
+#if !defined(OPTLAYER_DEVICE)
   if constexpr (lanes<V> > 1) return product_packed(M, ld, rows, cols, x, y, add);
   if constexpr (is_double<V>) return product_single(M, ld, rows, cols, x, y, add);
 #endif
@@ -181,7 +183,8 @@ OPTLAYER_FUNCTION void product(const V* M, int ld, int rows, int cols, const V* 
 // x += M' y, M (rows, cols).
 template <class V>
 OPTLAYER_FUNCTION void product_transposed(const V* M, int ld, int rows, int cols, const V* y, V* x) {
-#if !defined(__CUDACC__)
+  if constexpr (TEAM > 1) return sync(), team::product_transposed(M, ld, rows, cols, y, x);
+#if !defined(OPTLAYER_DEVICE)
   if constexpr (lanes<V> > 1) return product_transposed_packed(M, ld, rows, cols, y, x);
   if constexpr (is_double<V>) return product_transposed_single(M, ld, rows, cols, y, x);
 #endif
@@ -191,7 +194,8 @@ OPTLAYER_FUNCTION void product_transposed(const V* M, int ld, int rows, int cols
 // y = M x and u += M' v, M (rows, cols), which is read once: a large matrix waits for memory, not for arithmetic.
 template <class V>
 OPTLAYER_FUNCTION void product_pair(const V* M, int ld, int rows, int cols, const V* x, V* y, const V* v, V* u) {
-#if !defined(__CUDACC__)
+  if constexpr (TEAM > 1) return sync(), team::product_pair(M, ld, rows, cols, x, y, v, u);
+#if !defined(OPTLAYER_DEVICE)
   if constexpr (lanes<V> > 1) return product_pair_packed(M, ld, rows, cols, x, y, v, u);
   if constexpr (is_double<V>) return product_pair_single(M, ld, rows, cols, x, y, v, u);
 #endif
@@ -202,7 +206,8 @@ OPTLAYER_FUNCTION void product_pair(const V* M, int ld, int rows, int cols, cons
 // Two packs at a time: the sum of a lane must not wait for itself.
 template <class V>
 OPTLAYER_FUNCTION V dot(const V* a, const V* b, int n) {
-#if !defined(__CUDACC__)
+  if constexpr (TEAM > 1) return team::dot(a, b, n);
+#if !defined(OPTLAYER_DEVICE)
   if constexpr (is_double<V>) return dot_single(a, b, n);
 #endif
   V sum(0), other(0);
@@ -214,7 +219,8 @@ OPTLAYER_FUNCTION V dot(const V* a, const V* b, int n) {
 // The largest magnitude, 0 for none; NaN does not show.
 template <class V>
 OPTLAYER_FUNCTION V norm(const V* a, int n) {
-#if !defined(__CUDACC__)
+  if constexpr (TEAM > 1) return team::norm(a, n);
+#if !defined(OPTLAYER_DEVICE)
   if constexpr (is_double<V>) return norm_single(a, n);
 #endif
   return plain::norm(a, n);

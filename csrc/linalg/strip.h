@@ -9,7 +9,7 @@
 namespace optlayer {
 namespace OPTLAYER_ISA {
 
-#if !defined(__CUDACC__)
+#if !defined(OPTLAYER_DEVICE)
 
 #if defined(__AVX512F__)
 constexpr int WIDTH = 8;

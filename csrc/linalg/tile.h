@@ -130,5 +130,44 @@ OPTLAYER_INLINE void factor_tile(V (&c)[S][S], V* inv, Mask<V>& ok) {
   }
 }
 
+// So many rows of the factor are read side by side in a solve: as many sums keep the multipliers busy.
+constexpr int SOLVE_ROWS = 8;
+
+// a b, rounded before it meets a sum. The compiler would fuse it with that sum in one tile and not in another, and the
+// bits of a lane would depend on the size of its neighbours' factors.
+template <class V>
+OPTLAYER_INLINE V rounded_product(V a, V b) {
+  return a * b;
+}
+#if !defined(__CUDACC__)
+template <class S, int W>
+OPTLAYER_INLINE Pack<S, W> rounded_product(Pack<S, W> a, Pack<S, W> b) {
+#if defined(__clang__)
+#pragma clang fp contract(off)
+  return a.v * b.v;
+#elif __GNUC__ >= 12
+  return __builtin_assoc_barrier(a.v * b.v);
+#else
+  return a.v * b.v;
+#endif
+}
+#endif
+
+// x = L^-1 x, L (R, R). Between one x and the next is one multiply-add: rows are divided by their pivots beforehand.
+template <int R, class V>
+OPTLAYER_INLINE void lower_solve_tile(const V* L, ptrdiff_t ldl, const V* inv, V (&x)[R]) {
+  OPTLAYER_UNROLL for (int r = 0; r < R; r++) x[r] = rounded_product(x[r], inv[r]);
+  OPTLAYER_UNROLL for (int s = 0; s < R; s++)
+    OPTLAYER_UNROLL for (int r = s + 1; r < R; r++) subtract_product(x[r], (L + r * ldl)[s] * inv[r], x[s]);
+}
+
+// x = L^-T x.
+template <int R, class V>
+OPTLAYER_INLINE void lower_solve_transposed_tile(const V* L, ptrdiff_t ldl, const V* inv, V (&x)[R]) {
+  OPTLAYER_UNROLL for (int r = 0; r < R; r++) x[r] = rounded_product(x[r], inv[r]);
+  OPTLAYER_UNROLL for (int s = R - 1; s >= 0; s--)
+    OPTLAYER_UNROLL for (int r = 0; r < s; r++) subtract_product(x[r], (L + s * ldl)[r] * inv[r], x[s]);
+}
+
 }  // namespace OPTLAYER_ISA
 }  // namespace optlayer

@@ -6,6 +6,7 @@
 #include "plain.h"
 #include "product.h"
 #include "strip.h"
+#include "team/triangular.h"
 
 namespace optlayer {
 namespace OPTLAYER_ISA {
@@ -27,7 +28,7 @@ static void solve_rows_packed(const V* L, ptrdiff_t ldl, const V* inv, int n, V*
   }
 }
 
-#if !defined(__CUDACC__)
+#if !defined(OPTLAYER_DEVICE)
 
 // T L^-T for the first n columns of a strip.
 template <int VECTORS>
@@ -64,45 +65,6 @@ OPTLAYER_FUNCTION void solve_rows_strips(const double* L, ptrdiff_t ldl, const d
 
 #endif
 
-// So many rows of the factor are read side by side in a solve: as many sums keep the multipliers busy.
-constexpr int SOLVE_ROWS = 8;
-
-// a b, rounded before it meets a sum. The compiler would fuse it with that sum in one tile and not in another, and the
-// bits of a lane would depend on the size of its neighbours' factors.
-template <class V>
-OPTLAYER_INLINE V rounded_product(V a, V b) {
-  return a * b;
-}
-#if !defined(__CUDACC__)
-template <class S, int W>
-OPTLAYER_INLINE Pack<S, W> rounded_product(Pack<S, W> a, Pack<S, W> b) {
-#if defined(__clang__)
-#pragma clang fp contract(off)
-  return a.v * b.v;
-#elif __GNUC__ >= 12
-  return __builtin_assoc_barrier(a.v * b.v);
-#else
-  return a.v * b.v;
-#endif
-}
-#endif
-
-// x = L^-1 x, L (R, R). Between one x and the next is one multiply-add: rows are divided by their pivots beforehand.
-template <int R, class V>
-OPTLAYER_INLINE void lower_solve_tile(const V* L, ptrdiff_t ldl, const V* inv, V (&x)[R]) {
-  OPTLAYER_UNROLL for (int r = 0; r < R; r++) x[r] = rounded_product(x[r], inv[r]);
-  OPTLAYER_UNROLL for (int s = 0; s < R; s++)
-    OPTLAYER_UNROLL for (int r = s + 1; r < R; r++) subtract_product(x[r], (L + r * ldl)[s] * inv[r], x[s]);
-}
-
-// x = L^-T x.
-template <int R, class V>
-OPTLAYER_INLINE void lower_solve_transposed_tile(const V* L, ptrdiff_t ldl, const V* inv, V (&x)[R]) {
-  OPTLAYER_UNROLL for (int r = 0; r < R; r++) x[r] = rounded_product(x[r], inv[r]);
-  OPTLAYER_UNROLL for (int s = R - 1; s >= 0; s--)
-    OPTLAYER_UNROLL for (int r = 0; r < s; r++) subtract_product(x[r], (L + s * ldl)[r] * inv[r], x[s]);
-}
-
 template <class V>
 static void lower_solve_packed(const V* L, ptrdiff_t ldl, const V* inv, int n, V* x) {
   for (int i = 0; i < n; i += SOLVE_ROWS)
@@ -136,7 +98,7 @@ static void lower_solve_transposed_packed(const V* L, ptrdiff_t ldl, const V* in
     });
 }
 
-#if !defined(__CUDACC__)
+#if !defined(OPTLAYER_DEVICE)
 
 OPTLAYER_FUNCTION void lower_solve_single(const double* L, ptrdiff_t ldl, const double* inv, int n, double* x) {
   for (int i = 0; i < n; i += SOLVE_ROWS)
@@ -178,7 +140,7 @@ OPTLAYER_FUNCTION void lower_solve_transposed_single(const double* L, ptrdiff_t 
 
 #endif
 
-#if !defined(__CUDACC__)
+#if !defined(OPTLAYER_DEVICE)
 
 // Up to here numbers one by one are faster than strips.
 constexpr int SMALL_SOLVE = 6;
@@ -195,7 +157,8 @@ OPTLAYER_FUNCTION void solve_rows_single(const double* L, ptrdiff_t ldl, const d
 // Rows r of R (rows, n) become L^-1 r.
 template <class V>
 OPTLAYER_FUNCTION void solve_rows(const V* L, int ldl, const V* inv, int n, V* R, int ldr, int rows) {
-#if !defined(__CUDACC__)
+  if constexpr (TEAM > 1) return sync(), team::solve_rows(L, ldl, inv, n, R, ldr, rows);
+#if !defined(OPTLAYER_DEVICE)
   if constexpr (lanes<V> > 1) return solve_rows_packed(L, ldl, inv, n, R, ldr, rows);
   if constexpr (is_double<V>) return solve_rows_single(L, ldl, inv, n, R, ldr, rows);
 #endif
@@ -205,7 +168,8 @@ OPTLAYER_FUNCTION void solve_rows(const V* L, int ldl, const V* inv, int n, V* R
 // x = L^-1 x.
 template <class V>
 OPTLAYER_FUNCTION void lower_solve(const V* L, int ldl, const V* inv, int n, V* x) {
-#if !defined(__CUDACC__)
+  if constexpr (TEAM > 1) return sync(), team::lower_solve(L, ldl, inv, n, x);
+#if !defined(OPTLAYER_DEVICE)
   if constexpr (lanes<V> > 1) return lower_solve_packed(L, ldl, inv, n, x);
   if constexpr (is_double<V>) return lower_solve_single(L, ldl, inv, n, x);
 #endif
@@ -215,7 +179,8 @@ OPTLAYER_FUNCTION void lower_solve(const V* L, int ldl, const V* inv, int n, V* 
 // x = L^-T x.
 template <class V>
 OPTLAYER_FUNCTION void lower_solve_transposed(const V* L, int ldl, const V* inv, int n, V* x) {
-#if !defined(__CUDACC__)
+  if constexpr (TEAM > 1) return sync(), team::lower_solve_transposed(L, ldl, inv, n, x);
+#if !defined(OPTLAYER_DEVICE)
   if constexpr (lanes<V> > 1) return lower_solve_transposed_packed(L, ldl, inv, n, x);
   if constexpr (is_double<V>) return lower_solve_transposed_single(L, ldl, inv, n, x);
 #endif
