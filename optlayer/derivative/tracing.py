@@ -7,8 +7,8 @@ These helpers hold every use of a private name of torch in this library.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -16,6 +16,8 @@ from torch.autograd import Function, forward_ad
 from torch.nn import Parameter
 
 from .. import ops
+
+Entry = TypeVar("Entry", bound=Callable[..., Any])
 
 # The keys that torch adds to those of an operator's tensors, in ordinary and in inference mode.  Whatever else wants to
 # see calls, a transform, a mode or a tracer, adds one more.
@@ -120,6 +122,34 @@ def forward_mode() -> contextlib.AbstractContextManager[Any]:
     would be zero without a word.  Switched on, it needs values that are free of the tangents of the jvp's own level.
     """
     return forward_ad._set_fwd_grad_enabled(True)
+
+
+def eager(function: Entry) -> Entry:
+    """A function that Dynamo calls as it is, for its arguments are functions, which no graph takes."""
+    entry: Entry = torch.compiler.disable(function)
+    return entry
+
+
+def bare(t: Tensor) -> Tensor:
+    """The plain tensor under the wrappers of torch.func, detached; of each mapped dimension the first element."""
+    functorch = torch._C._functorch
+    while functorch.is_functorch_wrapped_tensor(t):
+        dim = functorch.maybe_get_bdim(t)
+        t = functorch.get_unwrapped(t)
+        if dim >= 0:
+            t = t.select(dim, 0)
+    return t.detach()
+
+
+def watched(t: Tensor) -> bool:
+    """Whether any differentiator or vmap around this call follows the tensor."""
+    functorch = torch._C._functorch
+    while True:
+        if functorch.is_batchedtensor(t) or t.requires_grad or forward_ad.unpack_dual(t, level=0).tangent is not None:
+            return True
+        if not functorch.is_functorch_wrapped_tensor(t):
+            return False
+        t = functorch.get_unwrapped(t)
 
 
 class Zeros(NamedTuple):

@@ -1,0 +1,86 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Products with the Jacobians of a function F(z, *tensors), and the Jacobian in z itself.
+
+    pull   (dF/dt)' u   for chosen tensors t           push   sum over t of (dF/dt) dt           jacobian   dF/dz
+
+All three are made of reverse mode alone: push is the transpose of pull, which is linear.  Forward mode would be cheaper
+by a constant, but torch refuses to nest it in a user's own, and not every operator has it.  With z (*batch, n) the
+elements of the batch are independent, so that one product with e_i in every element gives row i of every block.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+Function = Callable[..., Tensor]
+CHUNK = 1 << 24  # entries that the products with several e_i at once may have
+
+
+def vjp(function: Callable[..., Any], *primals: Tensor) -> tuple[Any, Callable[[Any], tuple[Tensor, ...]]]:
+    """The value of a function, and the map from its cotangents to those of its arguments."""
+    value, pullback, *_ = torch.func.vjp(function, *primals)
+    return value, pullback
+
+
+def pull(F: Function, z: Tensor, tensors: Sequence[Tensor], wanted: Sequence[bool], u: Tensor) -> list[Tensor | None]:
+    """(dF/dt)' u for each wanted tensor t; None for the others."""
+    chosen = [t for t, want in zip(tensors, wanted, strict=True) if want]
+    gradients: list[Tensor | None] = [None] * len(tensors)
+    if chosen:
+        _, pullback = vjp(_partial(F, z, tensors, wanted), *chosen)
+        found = iter(pullback(u))
+        gradients = [next(found) if want else None for want in wanted]
+    return gradients
+
+
+def push(F: Function, z: Tensor, tensors: Sequence[Tensor], tangents: Sequence[Tensor | None]) -> Tensor:
+    """The sum of (dF/dt) dt over the tensors that have a tangent."""
+    wanted = [dt is not None for dt in tangents]
+    chosen = [t for t, want in zip(tensors, wanted, strict=True) if want]
+    value, pullback = vjp(_partial(F, z, tensors, wanted), *chosen)
+    r: Tensor = transpose(pullback, value)(tuple(dt for dt in tangents if dt is not None))
+    return r
+
+
+def _partial(F: Function, z: Tensor, tensors: Sequence[Tensor], wanted: Sequence[bool]) -> Function:
+    """F as a function of the wanted tensors alone."""
+
+    def function(*chosen: Tensor) -> Tensor:
+        given = iter(chosen)
+        return F(z, *(next(given) if want else t for t, want in zip(tensors, wanted, strict=True)))
+
+    return function
+
+
+def adjoint_product(F: Function, z: Tensor, tensors: Sequence[Tensor]) -> Callable[[Tensor], Tensor]:
+    """u -> (dF/dz)' u; F is evaluated once for all products, and once more for those of the transpose."""
+    _, pullback = vjp(lambda q: F(q, *tensors), z)
+    return lambda u: pullback(u)[0]
+
+
+def transpose(product: Callable[[Tensor], Any], v: Tensor) -> Callable[[Any], Tensor]:
+    """The transpose of a linear function whose argument looks like v."""
+    _, pullback = vjp(product, torch.zeros_like(v))
+    return lambda u: pullback(u)[0]
+
+
+def jacobian(F: Function, z: Tensor, tensors: Sequence[Tensor]) -> Tensor:
+    """dF/dz, (*batch, n, n), for z (*batch, n)."""
+    n = z.shape[-1]
+    if z.numel() == 0:
+        return z.new_zeros(*z.shape, n)
+    return rows(adjoint_product(F, z, tensors), z)
+
+
+def rows(product: Function, like: Tensor) -> Tensor:
+    """The matrix whose row i is a product with e_i, (*batch, n, .), for vectors `like` (*batch, n)."""
+    n, rank = like.shape[-1], like.dim() - 1
+    unit = torch.eye(n, dtype=like.dtype, device=like.device)
+    unit = unit.reshape(n, *(1,) * rank, n).expand(n, *like.shape)
+    chunk = max(1, CHUNK // like.numel())
+    M: Tensor = torch.func.vmap(product, chunk_size=None if chunk >= n else chunk)(unit)
+    return M.movedim(0, -2)
