@@ -82,7 +82,10 @@ Run run(const Image<V>& start, Kernel kernel, std::vector<V>& seen, uint64_t sch
       for (size_t i = own((size_t)0); i < size; i += TEAM) memory[i] = start.numbers[i];
       kernel(memory);
       V* to = seen.data() + team_number() * size;
-      for (size_t i = (rank() + TEAM / 2) % TEAM; i < size; i += TEAM) to[i] = memory[i];
+      for (size_t begin = 0; begin < size; begin += TEAM) {
+        const size_t i = begin + (rank() + begin / TEAM * 5 + TEAM / 2) % TEAM;
+        if (i < size) to[i] = memory[i];
+      }
     });
   } catch (const std::logic_error& error) {
     result.met = false;
@@ -161,12 +164,12 @@ void check_products(int rows, int n) {
   check<V>(
       "row_products", rows, n, image, [&](V* m) { row_products<V>(m + M, ld, rows, n, m + K, ldk); },
       [&](V* m) { plain::row_products<V>(m + M, ld, rows, n, m + K, ldk); });
-  for (int weights = 0; weights < 3; weights++) {  // all, one in three, none
+  for (int weights = planting; weights < 3; weights++) {  // none, one in three, all
     Image<V> grams;
     const size_t P = grams.definite(n, ld), C = grams.matrix(rows, n, ld), g = grams.vector(rows),
                  H = grams.gap((size_t)n * ld);
     for (int k = 0; k < rows; k++)
-      if (weights == 2 || (weights == 1 && k % 3 != 0)) grams.numbers[g + k] = V(0);
+      if (weights == 0 || (weights == 1 && k % 3 != 0)) grams.numbers[g + k] = V(0);
     for (bool in_place : {false, true})
       check<V>(
           in_place ? "weighted_gram in place" : "weighted_gram", rows, n, grams,
@@ -184,7 +187,6 @@ void check_vectors(int n) {
   check<V>(
       "dot and norm", 0, n, image,
       [&](V* m) {
-        sync();
         const V product = dot<V>(m + a, m + b, n), most = norm<V>(m + a, n);
         m[dots + rank()] = product, m[norms + rank()] = most;
         sync();
@@ -200,19 +202,16 @@ void check_factor(int n) {
   for (bool diagonal : {false, true})
     for (bool in_place : {false, true}) {
       Image<V> image;
-      const size_t K = image.definite(n, ld), add = image.vector(n), inv = image.gap(n), ok = image.gap(TEAM),
+      const size_t K = image.definite(n, ld), add = image.vector(n), inv = image.gap(n),
                    L = in_place ? K : image.gap((size_t)n * ld);
       for (int i = 0; i < n; i++) image.numbers[add + i] = absolute(image.numbers[add + i]);
       check<V>(
           in_place ? "cholesky in place" : "cholesky", n, n, image,
           [&](V* m) {
-            m[ok + rank()] = V(cholesky<V>(m + K, ld, diagonal ? m + add : nullptr, m + L, ld, m + inv, n));
-            sync();
+            const bool found = cholesky<V>(m + K, ld, diagonal ? m + add : nullptr, m + L, ld, m + inv, n);
+            if (!found) m[K] = V(-1);
           },
-          [&](V* m) {
-            plain::cholesky<V>(m + K, ld, diagonal ? m + add : nullptr, m + L, ld, m + inv, n);
-            for (int t = 0; t < TEAM; t++) m[ok + t] = V(1);
-          });
+          [&](V* m) { plain::cholesky<V>(m + K, ld, diagonal ? m + add : nullptr, m + L, ld, m + inv, n); });
     }
 }
 
@@ -310,9 +309,10 @@ int main(int count, char**) {
   check_reports(), check_counter();
   planting = count > 1;
   if (planting) {
-    for (int n : {7, 20}) {
+    for (int n : {7, team::CLASSES < 4 ? 15 : 20}) {
       check_vectors<double>(n), check_factor<double>(n);
-      for (int rows : {1, 6, 23}) check_solves<double>(rows, n), check_products<double>(rows, n);
+      check_solves<double>(1, n);
+      for (int rows : {6, 23}) check_solves<double>(rows, n), check_products<double>(rows, n);
     }
     printf("%d of %d left out barriers caught\n", caught, planted);
   } else {

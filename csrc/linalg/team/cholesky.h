@@ -49,8 +49,8 @@ OPTLAYER_INLINE bool factor_block(const V* K, int ldk, const V* add, V* L, int l
           if (J + s * classes < n) column[(J + s * classes) * ldl] = a[b][s];
       }
       if (I == c && J == c) inv[k] = V(1) / a[b][b];
-      sync();
       if (k == n - 1) break;
+      sync();
       const V reciprocal = inv[k];
       V left[R], right[R];  // 0 for what is finished
       OPTLAYER_UNROLL for (int r = b; r < R; r++) {
@@ -64,15 +64,18 @@ OPTLAYER_INLINE bool factor_block(const V* K, int ldk, const V* add, V* L, int l
   sync();
   bool ok = true;
   for (int k = rank(); k < n; k += TEAM) {
-    const V pivot = L[k * ldl + k], reciprocal = inv[k], root = square_root(pivot);
+    const V pivot = L[k * ldl + k], reciprocal = inv[k];
     ok = ok && pivot > V(0) && finite(pivot) && finite(reciprocal);
-    L[k * ldl + k] = root, inv[k] = root * reciprocal;
+  }
+  ok = team_all(ok);
+  for (int k = rank(); k < n; k += TEAM) {
+    const V root = square_root(L[k * ldl + k]);
+    L[k * ldl + k] = root, inv[k] *= root;
   }
   sync();
   for_entries<R>(pair, classes, n, [&](int r, int s, int i, int j) {
     if (i > j) L[i * ldl + j] = a[r][s] * inv[j];
   });
-  ok = team_all(ok);
   sync();
   return ok;
 }
@@ -80,7 +83,7 @@ OPTLAYER_INLINE bool factor_block(const V* K, int ldk, const V* add, V* L, int l
 template <class V>
 OPTLAYER_FUNCTION bool cholesky(const V* K, int ldk, const V* add, V* L, int ldl, V* inv, int n) {
   constexpr int BLOCK_ROWS = CLASSES * MOST_ENTRIES;
-  if (n > BLOCK_ROWS) {
+  if (n > BLOCK_ROWS && (L != K || add != nullptr)) {
     for (int i = 0; i < n; i++)
       for (int j = rank(); j <= i; j += TEAM) L[i * ldl + j] = K[i * ldk + j] + (i == j && add != nullptr ? add[i] : V(0));
     sync();
