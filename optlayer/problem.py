@@ -306,7 +306,7 @@ def residuals(
         dual      max(|Px + q + A'y + G'z + z_box|, the multipliers of a wrong sign and those of infinite h, lb, ub)
         gap       |x'Px + q'x + b'y + h'z + lb'z_box^- + ub'z_box^+|
         objective, dual_objective    1/2 x'Px + q'x,   -1/2 x'Px - b'y - h'z - lb'z_box^- - ub'z_box^+
-        primal_scale    max(|Ax|, |b|, |Gx|, |h|, and |x| if there are bounds)
+        primal_scale    max(|Ax|, |b|, |Gx|, |h|, and |x| if there are finite bounds)
         dual_scale      max(|Px|, |q|, |A'y|, |G'z|, |z_box|)
         gap_scale       min(|objective|, |dual_objective|)
 
@@ -347,20 +347,23 @@ def residuals(
         dual.append(norm(torch.where(free, z, z.clamp(max=0))))
         dual_scale.append(norm(Gtz))
     lower, upper = z_box.clamp(max=0), z_box.clamp(min=0)
+    bounded = torch.zeros_like(support, dtype=torch.bool)
     if lb is not None:
         free = lb <= -HUGE
+        bounded = bounded | ~free.all(-1)
         finite_lb = torch.where(free, 0.0, lb)
         support = support + dot(finite_lb, lower)
         primal.append(norm(torch.where(free, 0.0, finite_lb - x).clamp(min=0)))
         lower = torch.where(free, lower, 0.0)
     if ub is not None:
         free = ub >= HUGE
+        bounded = bounded | ~free.all(-1)
         finite_ub = torch.where(free, 0.0, ub)
         support = support + dot(finite_ub, upper)
         primal.append(norm(torch.where(free, 0.0, x - finite_ub).clamp(min=0)))
         upper = torch.where(free, upper, 0.0)
     if lb is not None or ub is not None:
-        primal_scale.append(norm(x))
+        primal_scale.append(torch.where(bounded, norm(x), 0.0))
     dual += [norm(stationarity), norm(lower), norm(upper)]
 
     dual_objective = -0.5 * xPx - support

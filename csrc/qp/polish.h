@@ -26,7 +26,7 @@ template <class V>
 OPTLAYER_FUNCTION V contract_merit(const Program<V>& Q, const Rules& rules, const V* x, const V* v, const V* z_box,
                                    const V* Px, const V* Aty, const V* Gtz, const V* Cx) {
   const V cost = V(1) / Q.c;
-  V xPx(0), qx(0), support(0), sum(0), primal(0), primal_scale(0), dual(0), dual_scale(0);
+  V xPx(0), qx(0), support(0), sum(0), primal(0), primal_scale(0), dual(0), dual_scale(0), x_size(0), bounds(0);
   for (int j = own(0); j < Q.n; j += TEAM) {
     const V unit = cost / Q.D[j];  // of forces
     const V z = z_box[j], lower = smaller(z, V(0)), upper = positive(z);
@@ -37,13 +37,14 @@ OPTLAYER_FUNCTION V contract_merit(const Program<V>& Q, const Rules& rules, cons
     support += Q.lo[j] * lower + Q.hi[j] * upper;
     if (Q.boxes) {
       const V low = Q.has_lo[j] + Q.fixed[j], high = Q.has_hi[j] + Q.fixed[j];
+      bounds += low + high;
       const V violation = larger(low * (Q.lo[j] - x[j]), high * (x[j] - Q.hi[j]));
       primal = larger(violation * Q.D[j], primal);
       wrong = larger(wrong, larger((low - V(1)) * lower, (V(1) - high) * upper));
     }
     dual = larger(wrong * unit, dual);
     dual_scale = larger(force * unit, dual_scale);
-    primal_scale = larger(absolute(x[j]) * Q.D[j], primal_scale);
+    x_size = larger(absolute(x[j]) * Q.D[j], x_size);
     sum += left + x[j];
   }
   for (int i = own(0); i < Q.r; i += TEAM) {
@@ -54,7 +55,8 @@ OPTLAYER_FUNCTION V contract_merit(const Program<V>& Q, const Rules& rules, cons
     if (i >= Q.p) dual = larger(select(Q.live[i] > V(0), -v[i], absolute(v[i])) * Q.E[i] * cost, dual);
     sum += violation + v[i];
   }
-  primal = team_max(primal), primal_scale = team_max(primal_scale);
+  x_size = select(team_sum(bounds) > V(0), team_max(x_size), V(0));
+  primal = team_max(primal), primal_scale = larger(team_max(primal_scale), x_size);
   dual = team_max(dual), dual_scale = team_max(dual_scale), sum = team_sum(sum);
   xPx = team_sum(xPx) * cost, qx = team_sum(qx) * cost, support = team_sum(support) * cost;
   const V objective = absolute(V(0.5) * xPx + qx), dual_objective = absolute(V(0.5) * xPx + support);
