@@ -12,7 +12,6 @@ namespace optlayer {
 namespace OPTLAYER_ISA {
 
 static constexpr double CERTAIN = 1e-10;  // the proven gap against the sum of the absolute values of its terms
-static constexpr double DESCENT = 1e-9;   // q'd against |q| |d|
 static constexpr double SMALL = 1e-6;     // a residual against the multipliers or the direction, in scaled units
 
 // Certificates found so far, normalised to a proven gap of 1 or a fall of 1.
@@ -103,7 +102,7 @@ struct Certificates {
     }
     fall = team_sum(fall), length = team_sum(length), q_size = team_max(q_size), size = team_max(size);
     violation = team_max(violation), scaled = team_max(scaled), recession = team_max(recession);
-    const Mask<V> falls = fall > V(DESCENT) * q_size * length && scaled <= V(SMALL) * size;
+    const Mask<V> falls = fall > V(rules.proof) * q_size * length && scaled <= V(SMALL) * size;
     const Mask<V> found = which && falls && larger(violation, recession) < V(rules.infeasible) * fall;
     if (!any(found)) return found;
     for (int j = own(0); j < n; j += TEAM) x[j] = select(found, direction[j] * Q.D[j] / fall, x[j]);

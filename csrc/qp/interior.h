@@ -81,7 +81,7 @@ struct Interior {
       if (any(takes_best)) restore_best(takes_best);
       solved = solved || ends || takes_best;
       running = running && !ends && !gives_up;
-      certify(moved && running && even && !waits, last_p, last_d);
+      certify(moved && running && even && !waits && !met, last_p, last_d);
       running = running && !(infeasible || unbounded);
       if (!any(running)) return;
 

@@ -17,6 +17,7 @@ namespace optlayer {
 namespace OPTLAYER_ISA {
 
 static constexpr double PIVOT_RATIO = 1e-6;       // least admissible min L_ii^2 / max L_ii^2
+static constexpr double DEFINITE_RATIO = 1e-12;   // below it rounding alone may have made P definite
 static constexpr double ROWS_PER_VARIABLE = 1.6;  // where its cost meets the split's
 static constexpr double LARGEST_RECIPROCAL = 1e60; // of a weight: a row of weight zero is not there
 
@@ -36,13 +37,14 @@ struct RangeSpace {
     lq = arena.take<V>(n), g = arena.take<V>(r);
   }
 
-  // L; returns the lanes that may take the shortcut as far as P is concerned, and in `definite` where L exists.
-  OPTLAYER_METHOD Mask<V> admit(const Program<V>& Q, Mask<V>& definite) {
+  // L; returns the lanes that may take the shortcut as far as P is concerned, in `definite` where L exists. If it is
+  // `asked` for, all may whose P is definite beyond rounding.
+  OPTLAYER_METHOD Mask<V> admit(const Program<V>& Q, bool asked, Mask<V>& definite) {
     definite = cholesky(Q.P, Q.ld, (const V*)nullptr, L, ld, inv, n);
     V least = L[0], most = L[0];
     for (int i = own(0); i < n; i += TEAM) least = smaller(L[i * ld + i], least), most = larger(L[i * ld + i], most);
     least = team_min(least), most = team_max(most);
-    return definite && least * least >= V(PIVOT_RATIO) * most * most;
+    return definite && least * least >= V(asked ? DEFINITE_RATIO : PIVOT_RATIO) * most * most;
   }
 
   // V and K from L and C, in the lanes of `which`; the others get a factor that harms nobody.

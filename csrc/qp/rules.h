@@ -11,7 +11,7 @@ struct Rules {
   int max_iter;
   Formulation formulation;
   bool single;              // the answer is rounded to float32 before it is judged
-  double proof;             // least gap, relative to the data, that a certificate must prove
+  double proof;             // least gap or fall, relative to the data, that a certificate must prove
   double delta;             // floor of delta: equalities that contradict each other by rounding must not drive y away
   double relative = 1e-9;   // bound on the scaled, purely relative residuals
   double infeasible = 1e-9; // accuracy of certificates

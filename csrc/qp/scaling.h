@@ -68,8 +68,9 @@ OPTLAYER_FUNCTION V spread(const V* entries, int count) {
   return team_max(larger(most, V(1) / least));
 }
 
-// Find D, E and c for the unscaled data in Q; fixed variables, whose unit is 1, take no part. Where matrices are shared by the batch, c must not depend on q (`with_q`
-// false). Scratch: most_P (n), column (n), row (r). Returns whether D and E are 1 in all lanes.
+// Find D, E and c for the unscaled data in Q; fixed variables, whose unit is 1, take no part. A large q shrinks the
+// objective in the end, and shapes no other unit. Where matrices are shared by the batch, c must not depend on q
+// (`with_q` false). Scratch: most_P (n), column (n), row (r). Returns whether D and E are 1 in all lanes.
 template <class V>
 OPTLAYER_FUNCTION bool equilibrate(Program<V>& Q, bool with_q, V* most_P, V* column, V* row) {
   const int n = Q.n, r = Q.r;
@@ -78,11 +79,12 @@ OPTLAYER_FUNCTION bool equilibrate(Program<V>& Q, bool with_q, V* most_P, V* col
   Q.c = V(1);
   sync();
   row_maxima(Q, most_P);
-  const V factor = cost_factor(Q, with_q, most_P);
+  const V factor = cost_factor(Q, false, most_P);
   Q.c = factor;
   maxima(Q, most_P, column, row);
   Mask<V> going = larger(spread(column, n), spread(row, r)) > V(ENOUGH);
   if (!any(going)) {
+    Q.c *= cost_factor(Q, with_q, most_P);
     for (int j = own(0); j < n; j += TEAM) Q.D[j] = V(1);
     sync();
     Q.c = power_of_two(Q.c);
@@ -104,11 +106,12 @@ OPTLAYER_FUNCTION bool equilibrate(Program<V>& Q, bool with_q, V* most_P, V* col
     }
     sync();
     row_maxima(Q, most_P);
-    const V k = cost_factor(Q, with_q, most_P);
+    const V k = cost_factor(Q, false, most_P);
     change = larger(larger(k, V(1) / k), team_max(change));
     Q.c = select(going, Q.c * k, Q.c);
     going = going && change > V(SETTLED);
   }
+  Q.c *= cost_factor(Q, with_q, most_P);
   for (int j = own(0); j < n; j += TEAM) Q.D[j] = select(Q.fixed[j] > V(0), V(1), power_of_two(Q.D[j]));
   for (int i = own(0); i < r; i += TEAM) Q.E[i] = power_of_two(Q.E[i]);
   sync();

@@ -127,10 +127,9 @@ struct Solver {
     if (call.P.data == nullptr) {
       admitted = definite = Mask<V>(false);
     } else {
-      admitted = newton.space.admit(Q, definite);
+      admitted = newton.space.admit(Q, call.formulation == Formulation::range, definite);
       if (!all(definite)) convex = definite || is_convex();
     }
-    if (call.formulation == Formulation::range) admitted = definite;
   }
 
   // Polish the interior point on some lanes; the residuals there are those of the last measurement.

@@ -35,7 +35,11 @@ class Scaling(NamedTuple):
 
 
 def equilibrate(P: Tensor, q: Tensor, C: Tensor) -> Scaling:
-    """Scaling for P (B, n, n), q (B, n), C (B, r, n): every row and column of the scaled [P; C] has maximum near 1."""
+    """Scaling for P (B, n, n), q (B, n), C (B, r, n): every row and column of the scaled [P; C] has maximum near 1.
+
+    That is so before a large q shrinks the objective. Were q to take part in the sweeps, the units of variables that no
+    row holds would grow with it and q in these units again, until P is lost beside C and the derivative with it.
+    """
     n = P.shape[-1]
     M = torch.cat([P, C], -2).abs()
     D, E, c = torch.ones_like(q), C.new_ones(C.shape[:-1]), q.new_ones(q.shape[0], 1)
@@ -44,11 +48,11 @@ def equilibrate(P: Tensor, q: Tensor, C: Tensor) -> Scaling:
         e = _clip(M[:, n:].amax(-1)).rsqrt()
         M = M * torch.cat([d, e], -1).unsqueeze(-1) * d.unsqueeze(-2)
         D, E = D * d, E * e
-        columns = M[:, :n].amax(-1).mean(-1)
-        k = 1 / _clip(torch.maximum(columns, norm(q * D) * c.squeeze(-1)).unsqueeze(-1))
+        k = 1 / _clip(M[:, :n].amax(-1).mean(-1, keepdim=True))
         M[:, :n] *= k.unsqueeze(-1)
         c = c * k
-    return Scaling(D, E, c)
+    size = torch.maximum(M[:, :n].amax(-1).mean(-1), norm(q * D) * c.squeeze(-1))
+    return Scaling(D, E, c / _clip(size.unsqueeze(-1)))
 
 
 def _clip(v: Tensor) -> Tensor:

@@ -19,7 +19,6 @@ from torch import Tensor
 from ..kkt.algebra import dot, highest, norm
 
 ROUNDING = 1e-10  # v against the sum of the absolute values of its terms
-DESCENT = 1e-9  # q'd against |q| |d|
 SMALL = 1e-6  # a residual against the multipliers or the direction, in equilibrated units
 
 
@@ -57,17 +56,18 @@ def ray(
     p: int,
     lb: Tensor | None,
     ub: Tensor | None,
+    descent: float,
     units: Tensor,
     size: Tensor,
 ) -> tuple[Tensor, Tensor]:
-    """(violation, d) for the direction d = x / -q'x; inf where the objective does not fall along x.
+    """(violation, d) for the direction d = x / -q'x; inf where the objective falls by no more than descent |q| |x|.
 
     `units` (B, n + p + m) brings Px and Cx to equilibrated units in which every row of P and C has the norm 1 and x the
     norm `size` (B,).
     """
     fall = -dot(q, x)
     left = torch.cat([Px.abs(), Cx[:, :p].abs(), Cx[:, p:].clamp(min=0)], 1)
-    falls = (fall > DESCENT * norm(q) * x.abs().sum(-1)) & (norm(left * units) <= SMALL * size)
+    falls = (fall > descent * norm(q) * x.abs().sum(-1)) & (norm(left * units) <= SMALL * size)
     worth = torch.where(falls, fall, 1.0).unsqueeze(-1)
     d = x / worth
     violation = norm(left / worth)

@@ -26,8 +26,8 @@ from .newton import Rules
 
 # Entries of the KKT matrices that are worked on at once: a CPU's cache should hold them, a GPU should not run dry.
 CHUNK = {"cpu": 1 << 21, "cuda": 1 << 25}
-# By dtype of the data: the least relative gap that proves infeasibility, and the floor of delta. Contradictions below
-# the accuracy that was asked for, or below the rounding of the data, prove nothing.
+# By dtype of the data: the least relative gap or fall that proves infeasibility, and the floor of delta. Contradictions
+# below the accuracy that was asked for, or below the rounding of the data, prove nothing.
 PROOF = {torch.float64: 1e-9, torch.float32: 5e-7}
 DELTA = {torch.float64: 1e-12, torch.float32: 1e-7}
 

@@ -67,4 +67,5 @@ def unboundedness(problem: Standard, p: int, rules: Rules) -> tuple[Tensor, Tens
     d = d.masked_fill(has_lo & (d < 0) | has_hi & (d > 0) | has_lo & has_hi, 0.0)
     D, E, _ = equilibrate(P, q, C)
     rows = norm(P * D.unsqueeze(-1) * D.unsqueeze(-2)).clamp(min=NONZERO)
-    return ray(q, d, mv(P, d), mv(C, d), p, lb, ub, torch.cat([D / rows, E], 1), norm(d / D))
+    units = torch.cat([D / rows, E], 1)
+    return ray(q, d, mv(P, d), mv(C, d), p, lb, ub, rules.proof, units, norm(d / D))

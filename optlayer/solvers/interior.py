@@ -118,7 +118,7 @@ def iterate(
             record = oldest if record is None else torch.minimum(record, oldest)
             stalled = stalled | ~(torch.stack(history).amin(0) < PROGRESS * record).any(0)
         broken = ~((r.contract < torch.inf) & ok)
-        rays = _certify(newton, k, at, r, before, running & ~solved) if rules.infeasible and k % 2 == 0 else None
+        rays = _certify(newton, k, at, r, before, running & ~contract_met) if rules.infeasible and k % 2 == 0 else None
         ends = solved | stalled | broken | (k == rules.max_iter)
         if rays is not None:
             ends = ends | (rays.status > 0)
@@ -212,7 +212,7 @@ def _certify(
     for x, Px, Cx in directions if dual.any() else []:
         unscaled = (Q.q * newton.dual_unit, x * Q.D, Px * newton.dual_unit, Cx * newton.row_unit)
         units = torch.cat([Q.c * Q.D / norm(Q.P).clamp(min=NONZERO), Q.E], 1)
-        violation, direction = ray(*unscaled, p, lb, ub, units, norm(x))
+        violation, direction = ray(*unscaled, p, lb, ub, rules.proof, units, norm(x))
         found = dual & (rays.status == 0) & (violation < rules.infeasible)
         rays = rays._replace(
             status=rays.status.masked_fill(found, int(Status.DUAL_INFEASIBLE)),

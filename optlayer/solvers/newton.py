@@ -43,7 +43,7 @@ class Rules(NamedTuple):
     eps_abs: float
     eps_rel: float
     max_iter: int
-    proof: float = 1e-9  # least gap, relative to the data, that a certificate must prove
+    proof: float = 1e-9  # least gap or fall, relative to the data, that a certificate must prove
     dtype: torch.dtype = torch.float64  # of the answer: it is judged as rounded
     delta: float = 1e-12  # floor of delta: equalities that contradict each other by rounding must not drive y away
     relative: float = 1e-9  # bound on the scaled, purely relative residuals

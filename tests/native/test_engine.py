@@ -258,3 +258,76 @@ def test_a_recomputed_factorisation_gives_the_same_derivative_from_less_memory(n
     assert kept[0] > 0 == kept[1]
     for a, b in zip(*gradients, strict=True):
         close(a, b, 1e-9)  # the same K, factorised in another order of its rows
+
+
+ENGINES = pytest.mark.parametrize("backend", ["native", "reference"])
+
+
+@ENGINES
+@pytest.mark.parametrize("factor", [1e2, 1e4, 1e6])
+@pytest.mark.parametrize("bounds", [False, True])
+def test_the_derivative_does_not_depend_on_the_size_of_the_solution(backend: str, factor: float, bounds: bool) -> None:
+    """x(f q, f h, f b, f lb, f ub) = f x(q, h, b, lb, ub), also where no row holds some of the variables."""
+    P, q, G, h, A, b, lb, ub = random_qp(8, 6, 2, bounds=bounds, batch=(20,), seed=5).tensors
+    assert G is not None
+    assert A is not None
+    x = optlayer.solve_qp(P, q, G, h, A, b, lb, ub).x.unsqueeze(-1)
+    held = torch.tensor([1, 0, 1, 1, 0, 1, 0, 1], dtype=torch.float64)
+    h, b, G, A = h - (G * (1 - held) @ x).squeeze(-1), (A * held @ x).squeeze(-1), G * held, A * held
+    gradients = []
+    for f in (1.0, factor):
+        vectors = [None if t is None else (f * t).requires_grad_() for t in (q, h, b, lb, ub)]
+        found = optlayer.solve_qp(P, vectors[0], G, vectors[1], A, vectors[2], *vectors[3:], backend=backend)
+        assert_optimal(found)
+        cotangent = torch.linspace(-1, 1, x.numel(), dtype=torch.float64).reshape(found.x.shape)
+        gradients.append(torch.autograd.grad((found.x * cotangent).sum(), [t for t in vectors if t is not None]))
+    for one, other in zip(*gradients, strict=True):
+        close(other, one)
+
+
+def test_the_range_space_that_is_asked_for_takes_no_singular_matrix() -> None:
+    """P = v v' has a Cholesky factor by rounding alone; x is unique by the equality row."""
+    v = torch.tensor([0.7, 0.3], dtype=torch.float64)
+    P = torch.outer(v, v)
+    P[1, 1] *= 1 + 4e-16
+    assert torch.linalg.cholesky_ex(P).info == 0
+    q = torch.tensor([-0.3, 0.1], dtype=torch.float64, requires_grad=True)
+    A, b = torch.tensor([[1.5, 1.9]], dtype=torch.float64), torch.tensor([0.3], dtype=torch.float64)
+    gradients = []
+    for backend in ("native", "reference"):
+        x = optlayer.solve_qp(P, q, A=A, b=b, backend=backend, formulation="range").x
+        gradients.append(torch.autograd.grad(x[0], q)[0])
+    assert gradients[1].norm() > 1
+    close(*gradients)
+
+
+@ENGINES
+def test_fixed_variables_may_miss_an_equality_by_their_rounding(backend: str) -> None:
+    A, x = random_qp(5, 0, 2, batch=(50,), seed=3).A, torch.linspace(-1, 1, 250, dtype=torch.float64).reshape(50, 5)
+    assert A is not None
+    A, b, x = (t.float() for t in (A, (A @ x.unsqueeze(-1)).squeeze(-1), x))
+    found = optlayer.solve_qp(None, torch.ones_like(x), A=A, b=b, lb=x, ub=x, backend=backend)
+    assert (found.status == Status.SOLVED).all()
+
+
+@ENGINES
+def test_an_lp_at_a_vertex_is_not_unbounded_by_its_rounding(backend: str) -> None:
+    """-q = G'z with some z = 0: rounded to float32 about half of these have a ray whose descent is rounding."""
+    generator = torch.Generator().manual_seed(0)
+    G, z = torch.randn(200, 4, 4, generator=generator), torch.rand(200, 4, generator=generator) + 0.1
+    z[:, :2] = 0
+    q, h = -(G.mT @ z.unsqueeze(-1)).squeeze(-1), torch.ones(200, 4)
+    found = optlayer.solve_qp(None, q, G, h, backend=backend)
+    assert (found.status != Status.DUAL_INFEASIBLE).all()
+
+
+@ENGINES
+def test_solved_float32_is_optimal_without_bounds_too(backend: str) -> None:
+    """A x = b cancels: x is of order 1e3 and rounded to 1e-4, the tolerance of A x is 1e-5."""
+    problem = random_qp(4, 0, 1, batch=(30,), seed=2)
+    assert problem.A is not None
+    q, b = 1e3 * problem.q, torch.zeros(30, 1, dtype=torch.float64)
+    tensors = [t.float() for t in (problem.P, q, problem.A, b) if t is not None]
+    found = optlayer.solve_qp(*tensors[:2], A=tensors[2], b=tensors[3], backend=backend, on_failure="ignore")
+    assert found.is_optimal()[found.solved].all()
+    assert (found.status != Status.SOLVED).any()

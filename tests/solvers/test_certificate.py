@@ -55,14 +55,14 @@ def test_no_gap_proves_nothing() -> None:
 def test_ray_by_hand() -> None:
     """min -x_0, x_0 + x_1 <= 1: falls along (1, -1), not along (1, 0)."""
     q, zero = row(-1, 0), row(0, 0)
-    good, d = ray(q, row(2, -2), zero, row(0), 0, None, None, row(1, 1, 1), 2 * ONE)
+    good, d = ray(q, row(2, -2), zero, row(0), 0, None, None, 1e-9, row(1, 1, 1), 2 * ONE)
     assert good.tolist() == [0.0]
     assert d.tolist() == [[1.0, -1.0]]
-    bad, _ = ray(q, row(2, 0), zero, row(2), 0, None, None, row(1, 1, 1), 2 * ONE)
+    bad, _ = ray(q, row(2, 0), zero, row(2), 0, None, None, 1e-9, row(1, 1, 1), 2 * ONE)
     assert bad.tolist() == [inf]
-    bounded, _ = ray(q, row(2, -2), zero, row(0), 0, row(-inf, 0), row(inf, inf), row(1, 1, 1), 2 * ONE)
+    bounded, _ = ray(q, row(2, -2), zero, row(0), 0, row(-inf, 0), row(inf, inf), 1e-9, row(1, 1, 1), 2 * ONE)
     assert bounded.tolist() == [1.0]
-    rising, _ = ray(q, row(-2, 2), zero, row(0), 0, None, None, row(1, 1, 1), 2 * ONE)
+    rising, _ = ray(q, row(-2, 2), zero, row(0), 0, None, None, 1e-9, row(1, 1, 1), 2 * ONE)
     assert rising.tolist() == [inf]
 
 
@@ -96,5 +96,5 @@ def test_small_units_accuse_nobody() -> None:
     """1e-10 x = 1 has a solution and 1e-9 curvature is curvature, as equilibrated units tell."""
     ratio, _, _ = farkas(row(1e-10), row(-1.0), row(1.0), None, None, 1e-9, row(1e10), ONE)
     assert ratio.tolist() == [inf]
-    violation, _ = ray(row(1, 1), row(0, -1), row(0, -1e-9), row(-1), 0, None, None, row(1, 1e9, 1), ONE)
+    violation, _ = ray(row(1, 1), row(0, -1), row(0, -1e-9), row(-1), 0, None, None, 1e-9, row(1, 1e9, 1), ONE)
     assert violation.tolist() == [inf]
