@@ -3,9 +3,12 @@
 #pragma once
 
 #include "pack.h"
+#include "room.h"
 
 namespace optlayer {
 namespace OPTLAYER_ISA {
+
+#if !defined(OPTLAYER_DEVICE)
 
 // Hands out consecutive pieces of one block. With a null block it only counts, so that the same code that lays a
 // workspace out also tells its size.
@@ -25,6 +28,45 @@ class Arena {
   char* start_;
   size_t used_;
 };
+
+#else
+
+// Of a GPU's fast memory, which the threads of a block share, `room` says how much there is: what fits lies there, and the
+// rest in the slow block. Null blocks only count.
+class Arena {
+ public:
+  OPTLAYER_MEMBER explicit Arena(void* slow) : Arena(nullptr, slow, Room()) {}
+  OPTLAYER_MEMBER Arena(void* fast, void* slow, const Room& room)
+      : fast_(static_cast<char*>(fast)), slow_(static_cast<char*>(slow)), room_(room) {}
+
+  template <class T>
+  OPTLAYER_MEMBER T* take(size_t count) {
+    const size_t size = (count * sizeof(T) + 7) / 8 * 8;
+    const bool small = size <= room_.vector;
+    size_t& used = small ? vectors_ : matrices_;
+    char* piece;
+    if (used + size <= (small ? room_.vectors : room_.matrices)) {
+      piece = fast_ + (small ? 0 : room_.vectors) + used;
+      used += size;
+    } else {
+      piece = slow_ + used_;
+      used_ += size;
+      if (small) slow_vectors_ += size;
+    }
+    return reinterpret_cast<T*>(piece);
+  }
+
+  // Bytes of the slow block that are in use, and those of them that belong to pieces of at most room.vector bytes.
+  OPTLAYER_MEMBER size_t used() const { return used_; }
+  OPTLAYER_MEMBER size_t vectors() const { return slow_vectors_; }
+
+ private:
+  char *fast_, *slow_;
+  Room room_;
+  size_t vectors_ = 0, matrices_ = 0, used_ = 0, slow_vectors_ = 0;
+};
+
+#endif
 
 }  // namespace OPTLAYER_ISA
 }  // namespace optlayer

@@ -1,0 +1,52 @@
+// SPDX-License-Identifier: Apache-2.0
+// The copies of the kernels for a GPU: one for each number of threads that may work on one problem. setup.py compiles
+// engine.cu once for each number in mapping.h.
+#pragma once
+
+#include <cuda_runtime_api.h>
+
+#include "../call.h"
+#include "mapping.h"
+
+namespace optlayer {
+
+// Where the teams of a launch work: `slow` bytes each of the block `memory`, and a counter that is zero at the start.
+struct Grounds {
+  Mapping mapping;
+  char* memory = nullptr;
+  size_t slow = 0;
+  unsigned long long* counter = nullptr;
+};
+
+template <class Call>
+struct Kernel {
+  const void* function;
+  // What a call needs, and how much of it lies in slow memory when there is so much room in the fast one.
+  Need (*need)(const Call&);
+  size_t (*slow)(const Call&, const Room&);
+  cudaError_t (*launch)(const Call&, const Grounds&, cudaStream_t);
+};
+
+struct TeamEngine {
+  int team;
+  Kernel<SolveCall> solve;
+  Kernel<KktCall> kkt;
+};
+
+const TeamEngine* team_engine_1();
+const TeamEngine* team_engine_8();
+const TeamEngine* team_engine_32();
+const TeamEngine* team_engine_128();
+
+// The gradients of the matrices. `partial` has room for pull_partial(call) float64 numbers.
+int64_t pull_partial(const PullCall& call);
+cudaError_t pull(const PullCall& call, double* partial, cudaStream_t stream);
+
+// offsets[e] for element e of a batch with these sizes and strides.
+struct Dimensions {
+  int rank = 0;
+  int64_t size[64], stride[64];
+};
+cudaError_t tabulate(const Dimensions& dimensions, int64_t count, int64_t* offsets, cudaStream_t stream);
+
+}  // namespace optlayer

@@ -1,0 +1,171 @@
+// SPDX-License-Identifier: Apache-2.0
+// The operators of csrc/library.cpp on CUDA tensors, in a library of its own, which is loaded where torch has CUDA. Every
+// operator is a few launches on the current stream, and nothing waits for them: a CUDA graph may record it.
+//
+// torch's CUDA library is not linked, for the one that is loaded is not known here: of the one function that is needed
+// from it, the address is asked for when a call comes.
+#include <cuda_runtime_api.h>
+#include <dlfcn.h>
+#include <stdlib.h>
+#include <torch/csrc/stable/accelerator.h>
+#include <torch/csrc/stable/library.h>
+
+#include <mutex>
+#include <string>
+#include <vector>
+
+#include "../../operators.h"
+#include "engines.h"
+
+namespace optlayer {
+namespace {
+
+void check(cudaError_t error, const char* what) {
+  STD_TORCH_CHECK(error == cudaSuccess, "optlayer on CUDA: ", what, ": ", cudaGetErrorString(error));
+}
+
+cudaStream_t current_stream(int32_t device) {
+  using Get = AOTITorchError (*)(int32_t, void**);
+  static const Get get = [] {
+    void* library = dlopen("libtorch_cuda.so", RTLD_NOW | RTLD_NOLOAD);
+    return reinterpret_cast<Get>(library == nullptr ? nullptr : dlsym(library, "aoti_torch_get_current_cuda_stream"));
+  }();
+  STD_TORCH_CHECK(get != nullptr, "this torch has no CUDA");
+  void* stream = nullptr;
+  STABLE_TORCH_ERROR_CODE_CHECK(get(device, &stream));
+  return static_cast<cudaStream_t>(stream);
+}
+
+struct Device {
+  bool known = false;
+  Limits limits;
+};
+
+const Limits& limits_of(int32_t device) {
+  static std::mutex mutex;
+  static std::vector<Device> devices(1024);
+  const std::lock_guard<std::mutex> lock(mutex);
+  Device& found = devices.at((size_t)device);
+  if (found.known) return found.limits;
+  const auto ask = [&](cudaDeviceAttr attribute) {
+    int value = 0;
+    check(cudaDeviceGetAttribute(&value, attribute, device), "the properties of the device");
+    return value;
+  };
+  Limits& to = found.limits;
+  to.processors = ask(cudaDevAttrMultiProcessorCount);
+  to.threads = ask(cudaDevAttrMaxThreadsPerMultiProcessor);
+  to.shared = (size_t)ask(cudaDevAttrMaxSharedMemoryPerMultiprocessor);
+  to.shared_block = (size_t)ask(cudaDevAttrMaxSharedMemoryPerBlockOptin);
+  to.reserved = (size_t)ask(cudaDevAttrReservedSharedMemoryPerBlock);
+  to.registers = ask(cudaDevAttrMaxRegistersPerMultiprocessor);
+  found.known = true;
+  return to;
+}
+
+const std::vector<const TeamEngine*>& team_engines() {
+  static const std::vector<const TeamEngine*> all = {team_engine_1(), team_engine_8(), team_engine_32(),
+                                                     team_engine_128()};
+  return all;
+}
+
+// The kernels for a program of such a size, or those that the environment variable OPTLAYER_TEAM names.
+const TeamEngine& team_engine(int n, int rows) {
+  const char* wanted = getenv("OPTLAYER_TEAM");
+  const int team = wanted != nullptr && *wanted != 0 ? atoi(wanted) : team_for(n, rows);
+  for (const TeamEngine* engine : team_engines())
+    if (engine->team == team) return *engine;
+  STD_TORCH_CHECK(false, "OPTLAYER_TEAM is ", wanted, ", expected one of 1, 8, 32, 128");
+}
+
+template <class Call>
+void run(const Place& place, const Call& call, int team, const Kernel<Call>& kernel) {
+  const torch::stable::accelerator::DeviceGuard guard(place.index);
+  const cudaStream_t stream = current_stream(place.index);
+  const Limits& limits = limits_of(place.index);
+  cudaFuncAttributes attributes;
+  check(cudaFuncGetAttributes(&attributes, kernel.function), "no kernel for this device");
+
+  Limits left = limits;  // without the fast memory that the kernel has for itself
+  left.shared_block = limits.shared_block - attributes.sharedSizeBytes;
+  left.reserved = limits.reserved + attributes.sharedSizeBytes;
+  Grounds grounds;
+  Mapping& to = grounds.mapping;
+  to = mapping(left, team, attributes.numRegs, call.B, kernel.need(call));
+  grounds.slow = kernel.slow(call, to.room);
+  bound(to, grounds.slow);
+  if (to.fast > 0) {
+    check(cudaFuncSetAttribute(kernel.function, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)limits.shared_block -
+                                                                                                (int)attributes.sharedSizeBytes),
+          "shared memory");
+    check(cudaFuncSetAttribute(kernel.function, cudaFuncAttributePreferredSharedMemoryCarveout,
+                               cudaSharedmemCarveoutMaxShared),
+          "shared memory");
+  }
+  Batch numbers;  // the counter, on a cache line of its own, and the slow memory
+  numbers.size[numbers.rank++] = 16 + (int64_t)(grounds.slow / sizeof(double)) * to.blocks * to.teams();
+  Tensor memory = make(place, numbers, -1, ScalarType::Double);
+  char* start = static_cast<char*>(memory.mutable_data_ptr());
+  grounds.counter = reinterpret_cast<unsigned long long*>(start);
+  grounds.memory = start + 16 * sizeof(double);
+  check(cudaMemsetAsync(start, 0, 16 * sizeof(double), stream), "the counter");
+  check(kernel.launch(call, grounds, stream), "the launch");
+}
+
+struct Gpu {
+  static Place place(const Tensor& like) {
+    STD_TORCH_CHECK(like.is_cuda(), "expected CUDA tensors");
+    return {aoti_torch_device_type_cuda(), like.get_device_index(), fill};
+  }
+
+  static void fill(const Place& place, const Batch& batch, const int64_t* strides, int64_t* offsets) {
+    const torch::stable::accelerator::DeviceGuard guard(place.index);
+    Dimensions dimensions;
+    dimensions.rank = (int)batch.rank;
+    for (int64_t d = 0; d < batch.rank; d++) dimensions.size[d] = batch.size[d], dimensions.stride[d] = strides[d];
+    check(tabulate(dimensions, batch.count(), offsets, current_stream(place.index)), "offsets");
+  }
+
+  static int64_t solve(const Place& place, const SolveCall& call) {
+    const TeamEngine& use = team_engine(call.n, call.m + call.p);
+    run(place, call, use.team, use.solve);
+    return -1;
+  }
+
+  static void kkt(const Place& place, const KktCall& call) {
+    const TeamEngine& use = team_engine(call.n, call.m + call.p);
+    run(place, call, use.team, use.kkt);
+  }
+
+  static void pull(const Place& place, const PullCall& call) {
+    const torch::stable::accelerator::DeviceGuard guard(place.index);
+    Batch numbers;
+    numbers.size[numbers.rank++] = pull_partial(call);
+    Tensor partial = make(place, numbers, -1, ScalarType::Double);
+    check(optlayer::pull(call, static_cast<double*>(partial.mutable_data_ptr()), current_stream(place.index)),
+          "the gradients");
+  }
+};
+
+std::string cuda_info() {
+  std::string teams;
+  for (const TeamEngine* engine : team_engines()) teams += (teams.empty() ? "" : ", ") + std::to_string(engine->team);
+  return "teams=" + teams + "\narchitectures=" OPTLAYER_ARCHITECTURES "\ntoolkit=" +
+         std::to_string(CUDART_VERSION / 1000) + "." + std::to_string(CUDART_VERSION % 1000 / 10) + "\n";
+}
+
+}  // namespace
+}  // namespace optlayer
+
+STABLE_TORCH_LIBRARY_FRAGMENT(optlayer_native, m) {
+  // What was built for CUDA, as lines "key=value".
+  m.def("cuda_info() -> str");
+}
+STABLE_TORCH_LIBRARY_IMPL(optlayer_native, CUDA, m) {
+  m.impl("qp", TORCH_BOX(&optlayer::qp<optlayer::Gpu>));
+  m.impl("kkt_solve", TORCH_BOX(&optlayer::kkt_solve<optlayer::Gpu>));
+  m.impl("pull", TORCH_BOX(&optlayer::pull<optlayer::Gpu>));
+}
+STABLE_TORCH_LIBRARY_IMPL(optlayer_native, CompositeExplicitAutograd, m) {
+  m.impl("cuda_info", TORCH_BOX(&optlayer::cuda_info));
+}
