@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Batches of quadratic programs as a differentiable PyTorch layer."""
 
-from . import io, nn, testing
+from . import implicit, io, nn, testing
 from .entropic import softmax, solve_softmax
 from .errors import OptlayerError, ProblemError, SettingsError, SolverError
 from .qp import solve_qp
@@ -14,6 +14,7 @@ __all__ = [
     "solve_qp",
     "softmax",
     "solve_softmax",
+    "implicit",
     "nn",
     "io",
     "testing",

@@ -30,21 +30,25 @@ from ..derivative.tracing import apply, bare, eager, forward_mode, full_precisio
 from ..status import Status
 from .factor import factorise
 from .jacobian import adjoint_product, jacobian, pull, push
-from .mapping import Mapping, check_point, flat, vector
+from .mapping import Mapping, check_point, flat, unflattened, vector
 from .solution import DIRECT, ImplicitSolution, LinearSettings, Report, announce, concrete, linear_settings
 from .system import Dense, MatrixFree, linear
 
 LARGEST = 256  # unknowns whose Jacobian "auto" forms
 
-# (F, z0, tensors) -> z, status, iterations, residual, where z is (*batch, n) and finite and the others are (*batch)
-Solver = Callable[[Callable[..., Tensor], Tensor, Sequence[Tensor]], tuple[Tensor, Tensor, Tensor, Tensor]]
+# (equation, start, tensors) -> z, status, iterations, residual: z is (*batch, n) and finite, the others are (*batch)
+Solver = Callable[["Equation", Tensor, Sequence[Tensor]], tuple[Tensor, Tensor, Tensor, Tensor]]
 
 
 @dataclass(frozen=True)
 class Equation:
-    """F(z, *tensors) = 0 with z (*batch, n), how to solve it, and how to solve the linear systems behind it."""
+    """F(z, *tensors) = 0 with z (*batch, n), how to solve it, and how to solve the linear systems behind it.
+
+    Where F is the gradient of a function, (*batch), that is `potential`.
+    """
 
     F: Callable[..., Tensor]
+    potential: Callable[..., Tensor] | None
     solver: Solver
     settings: LinearSettings
     report: Report
@@ -79,7 +83,7 @@ class Root(Function):
     @staticmethod
     def forward(equation: Equation, start: Tensor, *tensors: Tensor) -> Any:
         with full_precision(start.device.type):
-            point, status, iterations, residual = equation.solver(equation.F, start, tensors)
+            point, status, iterations, residual = equation.solver(equation, start, tensors)
         announce(status, equation.on_failure, equation.what)
         value = point.clone()
         if equation.on_failure != "ignore":
@@ -126,35 +130,31 @@ class Root(Function):
         size, place, dims = info.batch_size, in_dims[1], in_dims[2:]
         start = start.expand(size, *start.shape) if place is None else start.movedim(place, 0)
         moved = [t if d is None else t.movedim(d, 0) for t, d in zip(tensors, dims, strict=True)]
-        F = torch.func.vmap(equation.F, (0, *(None if d is None else 0 for d in dims)))
-        return apply(Root, replace(equation, F=F), start, *moved), (0,) * 5
+        over = (0, *(None if d is None else 0 for d in dims))
+        F = torch.func.vmap(equation.F, over)
+        potential = None if equation.potential is None else torch.func.vmap(equation.potential, over)
+        return apply(Root, replace(equation, F=F, potential=potential), start, *moved), (0,) * 5
 
 
-def attach(
-    mapping: Mapping,
-    z: Tensor,
-    batch_dims: int,
-    solver: Solver,
-    linsolve: str | LinearSettings,
-    report: Report,
-    on_failure: str,
-    what: str,
-) -> ImplicitSolution:
-    """Solve mapping(z, *theta) = 0 from the start z and attach the derivative of the root."""
-    settings = linear_settings(linsolve)
-    batch, event = check_point("z", z, batch_dims)
-    equation = Equation(flat(mapping, batch, event), solver, settings, report, on_failure, what)
-    start = vector(z.detach(), batch, event)
-    value, status, iterations, residual, _ = apply(Root, equation, start, *mapping.tensors)
-    return ImplicitSolution(value.reshape(z.shape), status, iterations, residual, report)
+def attach(equation: Equation, z: Tensor, batch_dims: int, tensors: Sequence[Tensor]) -> ImplicitSolution:
+    """Solve an equation from the start z and attach the derivative of the root.
+
+    F and the potential of the equation take z as it is; here they come to take vectors.
+    """
+    batch, event = z.shape[:batch_dims], z.shape[batch_dims:]
+    equation = replace(equation, F=flat(equation.F, batch, event))
+    if equation.potential is not None:
+        equation = replace(equation, potential=unflattened(equation.potential, batch, event))
+    value, status, iterations, residual, _ = apply(Root, equation, vector(z.detach(), batch, event), *tensors)
+    return ImplicitSolution(value.reshape(z.shape), status, iterations, residual, equation.report)
 
 
-def given(F: Callable[..., Tensor], z: Tensor, tensors: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def given(equation: Equation, z: Tensor, tensors: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The solver of a problem that is solved already; elements that are not finite have no root."""
     ok = z.isfinite().all(-1)
     status = torch.where(ok, int(Status.SOLVED), int(Status.INVALID_DATA))
     point = torch.where(ok.unsqueeze(-1), z, 1.0)
-    return point, status, torch.zeros_like(status), torch.zeros_like(z[..., :1].sum(-1))
+    return point, status, torch.zeros_like(status), z.new_zeros(z.shape[:-1])
 
 
 @eager
@@ -213,4 +213,5 @@ def implicit(
     mapping = Mapping(F, theta)
     mapping.check(z, bare(z).shape)
     report = Report() if report is None else report
-    return attach(mapping, z, batch_dims, given, linsolve, report, "nan", "implicit").value
+    equation = Equation(mapping, None, given, linear_settings(linsolve), report, "nan", "implicit")
+    return attach(equation, z, batch_dims, mapping.tensors).value

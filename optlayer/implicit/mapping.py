@@ -35,6 +35,11 @@ class _Method(Module):
         return self.method(self.module, *args)
 
 
+def owned(function: Any) -> Any:
+    """The function; a method of a module as the module that owns its parameters."""
+    return _Method(function) if isinstance(getattr(function, "__self__", None), Module) else function
+
+
 class Mapping:
     """A function of z and explicit tensors.
 
@@ -46,8 +51,7 @@ class Mapping:
     def __init__(self, function: Any, theta: Sequence[Any], name: str = "F") -> None:
         if not callable(function):
             raise ProblemError(f"{name} is {type(function).__qualname__}, expected a function or a torch.nn.Module")
-        if isinstance(getattr(function, "__self__", None), Module):
-            function = _Method(function)
+        function = owned(function)
         parameters = dict(function.named_parameters()) if isinstance(function, Module) else {}
         self.function, self.name, self.names = function, name, list(parameters)
         self.places = [i for i, t in enumerate(theta) if isinstance(t, Tensor)]
@@ -91,16 +95,19 @@ class Mapping:
 
 
 def flat(function: Callable[..., Tensor], batch: Sequence[int], event: Sequence[int]) -> Callable[..., Tensor]:
-    """F with z and its value as vectors, (*batch, n), in place of (*batch, *event)."""
-
-    def vector(z: Tensor, *tensors: Tensor) -> Tensor:
-        return function(z.reshape(*batch, *event), *tensors).reshape(z.shape)
-
-    return function if len(event) == 1 else vector
+    """A function of z with z and its value as vectors, (*batch, n), in place of (*batch, *event)."""
+    if len(event) == 1:
+        return function
+    return lambda z, *tensors: function(z.reshape((*batch, *event)), *tensors).reshape(z.shape)
 
 
-def check_point(name: str, z: Any, batch_dims: Any) -> tuple[torch.Size, torch.Size]:
-    """The batch and the event shape of a point.
+def unflattened(function: Callable[..., Tensor], batch: Sequence[int], event: Sequence[int]) -> Callable[..., Tensor]:
+    """A function of z with z alone as vectors."""
+    return lambda z, *tensors: function(z.reshape((*batch, *event)), *tensors)
+
+
+def check_point(name: str, z: Any, batch_dims: Any) -> None:
+    """Refuse what cannot be a point.
 
     Raises:
         ProblemError: it is no float64 or float32 tensor, or has fewer than `batch_dims` dimensions.
@@ -113,7 +120,6 @@ def check_point(name: str, z: Any, batch_dims: Any) -> tuple[torch.Size, torch.S
         raise ProblemError(
             f"batch_dims is {batch_dims!r}, expected an integer between 0 and {z.dim()}, the dimensions of {name}"
         )
-    return z.shape[:batch_dims], z.shape[batch_dims:]
 
 
 def vector(z: Tensor, batch: torch.Size, event: torch.Size) -> Tensor:

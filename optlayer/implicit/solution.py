@@ -4,17 +4,19 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from ..errors import SettingsError, SolverError
-from ..settings import DEFAULT_EPS, ON_FAILURE
+from ..settings import DEFAULT_EPS, ON_FAILURE, Settings
 from ..status import Status
+
+Choice = TypeVar("Choice")
 
 DIRECT = ("lu", "cholesky", "svd")
 ITERATIVE = ("cg", "normal_cg", "gmres", "bicgstab", "lsmr")
@@ -151,6 +153,32 @@ def linear_settings(linsolve: Any) -> LinearSettings:
     if isinstance(linsolve, str):
         return LinearSettings(linsolve)
     raise SettingsError(f"linsolve is {linsolve!r}, expected a method's name or optlayer.implicit.LinearSettings")
+
+
+@dataclass(frozen=True)
+class Stop:
+    """When an iteration ends."""
+
+    eps_abs: float
+    eps_rel: float
+    max_iter: int
+
+    def tolerance(self, scale: Tensor) -> Tensor:
+        """What a residual of terms of this size may be."""
+        return self.eps_abs + self.eps_rel * scale
+
+
+def stopping(dtype: torch.dtype, eps_abs: Any, eps_rel: Any, max_iter: Any, on_failure: Any) -> Stop:
+    """When to stop, checked and with all defaults in place."""
+    settings = Settings(eps_abs=eps_abs, eps_rel=eps_rel, max_iter=max_iter, on_failure=on_failure).resolve(dtype)
+    return Stop(settings.eps_abs, settings.eps_rel, settings.max_iter)  # type: ignore[arg-type]  # resolved: not None
+
+
+def choose(method: str, methods: Mapping[str, Choice]) -> Choice:
+    """The method of that name."""
+    if method not in methods:
+        raise SettingsError(f"method is {method!r}, expected one of {', '.join(map(repr, methods))}")
+    return methods[method]
 
 
 def concrete(settings: LinearSettings, auto: str) -> LinearSettings:

@@ -1,0 +1,145 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Newton's method and L-BFGS for the minimiser of a function, with a line search on its values.
+
+    newton  step = -|H|^-1 g, where |H| is the Hessian with its negative eigenvalues turned positive: downhill from
+            anywhere; beyond `LARGEST` unknowns conjugate gradients on H, cut off at negative curvature
+    lbfgs   step = -B g with the inverse B of the Hessian as the last differences of z and g tell it (Nocedal 1980)
+
+The residual is |g| in the infinity norm, small enough below eps_abs + eps_rel s.  For Newton s is the size of the terms
+of g, max_i sum_j |H_ij| |z_j|, as in newton.py; for L-BFGS |g| at the start.
+
+A step is taken when the value falls by a part of what the slope promises.  Near the minimiser rounding hides that fall;
+there a step is taken that makes the gradient smaller while the value stays the same but for rounding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from ..status import Status
+from .derivative import LARGEST, Equation
+from .iteration import SUFFICIENT, Run, State, backtrack, size, sound
+from .jacobian import adjoint_product, jacobian
+from .krylov import cg, divide, dot, norm
+from .newton import Result
+from .solution import LinearSettings, Stop
+
+MEMORY = 10  # differences that L-BFGS keeps
+CURVED = 1e-8  # of the largest eigenvalue: below this, in size, an eigenvalue counts as zero
+FORCING = 1e-4
+ROUNDING = 100  # times eps: what rounding may do to a value
+
+
+def newton(stop: Stop, linsolve: LinearSettings, equation: Equation, z: Tensor, tensors: Sequence[Tensor]) -> Result:
+    """Newton's method; a stationary point with negative curvature is no minimiser, NON_CONVEX."""
+    evaluate = _values(equation, tensors)
+    z = sound(z)
+    f, g = evaluate(z)
+    run = Run(z, f, g)
+    for k in range(stop.max_iter + 1):
+        if not run.active.any():
+            break
+        step, scale, saddle = _newton_step(equation, z, tensors, g)
+        met = run.active & (size(g) <= stop.tolerance(scale))
+        run.end(met & saddle, Status.NON_CONVEX)
+        z, (f, g), _ = backtrack(evaluate, _smaller(g), z, (f, g), step, met & ~saddle, 1)
+        run.end(met, Status.SOLVED)
+        going = run.active
+        if k == stop.max_iter or not going.any():
+            break
+        z, (f, g), stuck = backtrack(evaluate, _acceptable(f, g, step), z, (f, g), step, going)
+        run.step(going & ~stuck)
+        run.end(stuck, Status.INSUFFICIENT_PROGRESS)
+    return run.result(z, size(g))
+
+
+def _newton_step(equation: Equation, z: Tensor, tensors: Sequence[Tensor], g: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """A step downhill, the size of the terms of g, and where H has a negative eigenvalue."""
+    if z.shape[-1] > LARGEST:
+        product = adjoint_product(equation.F, z, tensors)
+        length = norm(g)
+        step = -length * cg(product, divide(g, length), FORCING, 10 * z.shape[-1])[0]
+        steepest = (dot(step, g) >= 0) | ~step.isfinite().all(-1, keepdim=True)
+        return torch.where(steepest, -g, step), size(product(z)), torch.zeros_like(steepest)
+    H = jacobian(equation.F, z, tensors)
+    H = torch.where(H.isfinite().all(-1, keepdim=True).all(-2, keepdim=True), (H + H.mT) / 2, 0)
+    values, V = torch.linalg.eigh(H)
+    largest = size(values)
+    floor = torch.where(largest > 0, CURVED * largest, 1)
+    step = -(V @ ((V.mT @ g.unsqueeze(-1)) / torch.maximum(values.abs(), floor).unsqueeze(-1))).squeeze(-1)
+    saddle = (values < -CURVED * largest).any(-1, keepdim=True)
+    return step, size((H.abs() @ z.abs().unsqueeze(-1)).squeeze(-1)), saddle
+
+
+def lbfgs(stop: Stop, linsolve: LinearSettings, equation: Equation, z: Tensor, tensors: Sequence[Tensor]) -> Result:
+    """L-BFGS; an element whose line search fails forgets and goes downhill, once."""
+    evaluate = _values(equation, tensors)
+    z = sound(z)
+    f, g = evaluate(z)
+    run, scale = Run(z, f, g), size(g)
+    S: list[Tensor] = []
+    Y: list[Tensor] = []
+    fresh = torch.ones_like(run.active)
+    for _ in range(stop.max_iter):
+        run.end(size(g) <= stop.tolerance(scale), Status.SOLVED)
+        going = run.active
+        if not going.any():
+            break
+        step = -_two_loops(S, Y, g)
+        step = torch.where(fresh, step / norm(g).clamp(min=1), step)
+        z_new, (f, g_new), stuck = backtrack(evaluate, _acceptable(f, g, step), z, (f, g), step, going)
+        run.end(stuck & fresh, Status.INSUFFICIENT_PROGRESS)
+        run.step(going & ~stuck)
+        s, y = z_new - z, g_new - g
+        curved = dot(s, y) > CURVED * norm(s) * norm(y)  # else the pair would spoil what is known
+        S, Y = [*S[1 - MEMORY :], torch.where(curved, s, 0)], [*Y[1 - MEMORY :], torch.where(curved, y, 0)]
+        S, Y = ([torch.where(stuck, 0, t) for t in ts] for ts in (S, Y))
+        z, g, fresh = z_new, g_new, stuck
+    run.end(size(g) <= stop.tolerance(scale), Status.SOLVED)
+    return run.result(z, size(g))
+
+
+def _two_loops(S: list[Tensor], Y: list[Tensor], g: Tensor) -> Tensor:
+    """B g; pairs of zero take no part, and without any B is the identity."""
+    shares = []
+    scale = torch.ones_like(g[..., :1])
+    for s, y in zip(S, Y, strict=True):
+        scale = torch.where(dot(s, y) > 0, divide(dot(s, y), dot(y, y)), scale)
+    for s, y in zip(reversed(S), reversed(Y), strict=True):
+        share = divide(dot(s, g), dot(s, y))
+        g = g - share * y
+        shares.append(share)
+    d = scale * g
+    for s, y, share in zip(S, Y, reversed(shares), strict=True):
+        d = d + s * (share - divide(dot(y, d), dot(s, y)))
+    return d
+
+
+def _values(equation: Equation, tensors: Sequence[Tensor]) -> Callable[[Tensor], State]:
+    """z -> value (*batch, 1) and gradient."""
+
+    def evaluate(z: Tensor) -> State:
+        assert equation.potential is not None
+        return equation.potential(z, *tensors).unsqueeze(-1), equation.F(z, *tensors)
+
+    return evaluate
+
+
+def _smaller(g: Tensor) -> Callable[[Tensor, State], Tensor]:
+    return lambda t, new: size(new[1]) < size(g)
+
+
+def _acceptable(f: Tensor, g: Tensor, step: Tensor) -> Callable[[Tensor, State], Tensor]:
+    slope, rounding = dot(g, step), ROUNDING * torch.finfo(f.dtype).eps * (1 + f.abs())
+
+    def acceptable(t: Tensor, new: State) -> Tensor:
+        value, gradient = new
+        level = (value <= f + rounding) & (norm(gradient) < norm(g))
+        return (((value <= f + SUFFICIENT * t * slope) & (value < f)) | level) & gradient.isfinite().all(
+            -1, keepdim=True
+        )
+
+    return acceptable
