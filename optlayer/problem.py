@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The quadratic program itself: what its arguments must look like, and how far a point is from solving it.
+"""The program itself: what its arguments must look like, and how far a point is from solving it.
 
     minimise  1/2 x'Px + q'x    subject to   Gx <= h,   Ax = b,   lb <= x <= ub
 
+or, with an entropy tau > 0, the same with tau_i x_i log x_i added for each variable, which keeps x >= 0 by itself;
 with multipliers z >= 0 of Gx <= h, y (free) of Ax = b, and z_box of the bounds, negative at an active lower bound and
 positive at an active upper one.  A point is optimal when
 
@@ -10,7 +11,8 @@ positive at an active upper one.  A point is optimal when
     Px + q + A'y + G'z + z_box = 0, z >= 0                 dual feasibility
     x'Px + q'x + b'y + h'z + lb'z_box^- + ub'z_box^+ = 0   no duality gap
 
-Only the symmetric part of P counts.  Bounds and entries of h of magnitude 1e20 or more are none at all.
+where an entropy adds tau (log x + 1) to q.  Only the symmetric part of P counts.  Bounds and entries of h of magnitude
+1e20 or more are none at all.
 """
 
 from collections.abc import Iterable
@@ -26,7 +28,7 @@ from .errors import ProblemError
 
 HUGE = 1e20
 NAMES = ("P", "q", "G", "h", "A", "b", "lb", "ub")
-CORES = {"P": 2, "q": 1, "G": 2, "h": 1, "A": 2, "b": 1, "lb": 1, "ub": 1}
+CORES = {"P": 2, "q": 1, "G": 2, "h": 1, "A": 2, "b": 1, "lb": 1, "ub": 1, "entropy": 1}
 FULL = (torch.float64, torch.float32)
 HALF = (torch.float16, torch.bfloat16)
 STRIDED = torch.strided
@@ -48,11 +50,12 @@ class Problem:
     """The tensors of a quadratic program that :func:`validate` found in order; absent ones are ``None``.
 
     Attributes:
-        P: (*batch, n, n).
+        P: (*batch, n, n); with an entropy it may be (*batch, 1, n), the diagonal of a diagonal matrix.
         q: (*batch, n).
         G, h: (*batch, m, n) and (*batch, m).
         A, b: (*batch, p, n) and (*batch, p).
         lb, ub: (*batch, n).
+        entropy: tau, (*batch, n) or (*batch, 1), > 0.
 
     The batch shapes of the tensors broadcast to ``batch``, but need not be equal to it.
     """
@@ -65,16 +68,17 @@ class Problem:
     b: Tensor | None
     lb: Tensor | None
     ub: Tensor | None
+    entropy: Tensor | None = None
 
     @property
     def tensors(self) -> Tensors:
-        """(P, q, G, h, A, b, lb, ub)."""
+        """(P, q, G, h, A, b, lb, ub), without the entropy."""
         return self.P, self.q, self.G, self.h, self.A, self.b, self.lb, self.ub
 
     @property
     def batch(self) -> torch.Size:
         """The batch shape that all tensors broadcast to."""
-        return _batch(zip(NAMES, self.tensors, strict=True))
+        return _batch(zip(CORES, (*self.tensors, self.entropy), strict=True))
 
     @property
     def n(self) -> int:
@@ -93,11 +97,12 @@ class Problem:
 
     def to(self, dtype: torch.dtype, device: torch.device | str | None = None) -> "Problem":
         """This problem in another dtype and, unless ``None``, on another device."""
-        tensors: list[Any] = [None if t is None else t.to(device, dtype) for t in self.tensors]
+        tensors: list[Any] = [None if t is None else t.to(device, dtype) for t in (*self.tensors, self.entropy)]
         return Problem(*tensors)
 
     def __repr__(self) -> str:
-        shapes = ", ".join(f"{k}={tuple(t.shape)}" for k, t in zip(NAMES, self.tensors, strict=True) if t is not None)
+        named = zip(CORES, (*self.tensors, self.entropy), strict=True)
+        shapes = ", ".join(f"{k}={tuple(t.shape)}" for k, t in named if t is not None)
         return f"Problem({shapes}, dtype={self.q.dtype}, device={self.q.device})"
 
 
@@ -110,17 +115,19 @@ def validate(
     b: Tensor | None = None,
     lb: Tensor | float | None = None,
     ub: Tensor | float | None = None,
+    entropy: Tensor | float | None = None,
 ) -> Problem:
     """Check that the arguments describe one quadratic program, before any work and without a look at their values.
 
-    ``lb`` and ``ub`` may also be one number, or a tensor without dimensions, for all variables.  float16 and bfloat16
-    pass where autocast is on for their device; they count as float32 then.
+    ``lb``, ``ub`` and ``entropy`` may also be one number, or a tensor without dimensions, for all variables.  float16
+    and bfloat16 pass where autocast is on for their device; they count as float32 then.
 
     Raises:
-        ProblemError: a type, dtype, device, layout or shape is wrong, ``G`` comes without ``h`` or ``A`` without ``b``.
-            The message names the argument, what was found and what was expected.
+        ProblemError: a type, dtype, device, layout or shape is wrong, ``G`` comes without ``h`` or ``A`` without ``b``,
+            or a number for the entropy is not positive and finite.  The message names the argument, what was found and
+            what was expected.
     """
-    if _in_order(P, q, G, h, A, b, lb, ub):
+    if entropy is None and _in_order(P, q, G, h, A, b, lb, ub):
         return fill(Problem, P=P, q=q, G=G, h=h, A=A, b=b, lb=lb, ub=ub)
     if not isinstance(q, Tensor):
         raise ProblemError(f"q is {_kind(q)}, expected a torch.Tensor of shape (*batch, n)")
@@ -135,9 +142,11 @@ def validate(
         lb = _bound("lb", lb, q, dtype)
     if ub is not None:
         ub = _bound("ub", ub, q, dtype)
+    if entropy is not None:
+        entropy = _entropy(entropy, q, dtype)
 
     lead, device, alike = q.shape[:-1], q.device, True
-    for (name, core), t in zip(CORES.items(), (P, q, G, h, A, b, lb, ub), strict=True):
+    for (name, core), t in zip(CORES.items(), (P, q, G, h, A, b, lb, ub, entropy), strict=True):
         if t is None:
             continue
         if not isinstance(t, Tensor):
@@ -151,7 +160,10 @@ def validate(
         shape = t.shape
         rank = len(shape) - core
         if rank < 0 or (shape[-1] != n and name not in ("h", "b")) or (name == "P" and shape[-2] != n):
-            raise _misshapen(name, t, q)
+            diagonal = name == "P" and rank >= 0 and shape[-1] == n and shape[-2] == 1 and entropy is not None
+            alone = name == "entropy" and rank > 0 and shape[-1] == 1
+            if not diagonal and not alone:
+                raise _misshapen(name, t, q, entropy is not None)
         alike = alike and (rank == 0 or shape[:rank] == lead)
     for matrix, M, side, v in (("G", G, "h", h), ("A", A, "b", b)):
         if M is not None and v is not None and v.shape[-1] != M.shape[-2]:
@@ -159,9 +171,9 @@ def validate(
                 f"{side} has shape {tuple(v.shape)}, expected (*batch, {M.shape[-2]}) "
                 f"because {matrix} has shape {tuple(M.shape)}"
             )
-    problem = Problem(P, q, G, h, A, b, lb, ub)
+    problem = Problem(P, q, G, h, A, b, lb, ub, entropy)
     if not alike:
-        _batch(zip(NAMES, problem.tensors, strict=True))
+        _batch(zip(CORES, (*problem.tensors, entropy), strict=True))
     return problem
 
 
@@ -226,9 +238,30 @@ def _bound(name: str, bound: Tensor | float, q: Tensor, dtype: torch.dtype) -> T
     return torch.full((q.shape[-1],), bound, dtype=dtype, device=q.device)
 
 
-def _misshapen(name: str, t: Tensor, q: Tensor) -> ProblemError:
+def _entropy(entropy: Tensor | float, q: Tensor, dtype: torch.dtype) -> Tensor:
+    """The entropy as a tensor (*batch, n) or (*batch, 1); a number must be positive here, a tensor may fail later."""
+    if isinstance(entropy, Tensor):
+        return entropy.expand(q.shape[-1]) if entropy.ndim == 0 else entropy
+    if isinstance(entropy, bool) or not isinstance(entropy, (int, float, torch.SymInt, torch.SymFloat)):
+        raise ProblemError(
+            f"entropy is {_kind(entropy)}, expected a torch.Tensor of shape (*batch, {q.shape[-1]}) or (*batch, 1), "
+            "a number or None"
+        )
+    if not 0 < entropy < float("inf"):
+        raise ProblemError(
+            f"entropy is {entropy!r}, expected a finite number > 0; a problem without entropy has entropy=None"
+        )
+    return torch.full((q.shape[-1],), entropy, dtype=dtype, device=q.device)
+
+
+def _misshapen(name: str, t: Tensor, q: Tensor, entropic: bool = False) -> ProblemError:
     n = q.shape[-1]
-    expected = {"P": f"{n}, {n}", "G": f"m, {n}", "A": f"p, {n}", "h": "m", "b": "p", "lb": f"{n}", "ub": f"{n}"}[name]
+    expected = {"G": f"m, {n}", "A": f"p, {n}", "h": "m", "b": "p", "lb": f"{n}", "ub": f"{n}"}.get(name, f"{n}, {n}")
+    if entropic and name in ("P", "entropy"):
+        last = f"{n}, {n}) or (*batch, 1, {n})" if name == "P" else f"{n}) or (*batch, 1)"
+        return ProblemError(
+            f"{name} has shape {tuple(t.shape)}, expected (*batch, {last} because q has shape {tuple(q.shape)}"
+        )
     because = "" if name in ("h", "b") else f" because q has shape {tuple(q.shape)}"
     if because and n == 1 and q.ndim > 1 and t.ndim and t.shape[-1] == q.shape[-2] > 1:
         because += " (is q a column? expected (*batch, n))"
@@ -299,6 +332,8 @@ def residuals(
     y: Tensor,
     z: Tensor,
     z_box: Tensor,
+    entropy: Tensor | None = None,
+    least: float | None = None,
 ) -> Residuals:
     """The residuals of the optimality conditions at any point, their scales, and both objectives.
 
@@ -314,20 +349,39 @@ def residuals(
     formulas are qpsolvers', but the dual residual also sees the signs of the multipliers, so that three small numbers
     prove a point optimal.  Plain differentiable torch code, evaluated in the dtype of the arguments.
 
+    With an entropy tau the objective has sum_i tau_i x_i log x_i besides; stationarity, gap and dual_scale have
+    q + tau (log x + 1) in place of q, and dual_objective -sum_i tau_i x_i besides.  An x_i of at most `least` has
+    underflowed: there stationarity asks only that it should have.  At a cap of zero, where z_box is +inf, it asks
+    nothing.
+
     Args:
-        P, q, G, h, A, b, lb, ub: the problem, as in :class:`Problem`.
+        P, q, G, h, A, b, lb, ub, entropy: the problem, as in :class:`Problem`.
         x, y, z, z_box: the point: (*batch, n), (*batch, p), (*batch, m), (*batch, n).
+        least: the smallest normal number of the dtype in which x was found; ``None``: that of x.
 
     Returns:
         A :class:`Residuals` of tensors (*batch).
     """
-    Px = torch.zeros_like(x) if P is None else 0.5 * (matvec(P, x) + matvec(P.mT, x))
-    stationarity = Px + q + z_box
+    Px = torch.zeros_like(x) if P is None else curvature(P, x)
     xPx = dot(x, Px)
     objective = 0.5 * xPx + dot(q, x)
+    dual_scale = [norm(Px), norm(q)]
+    least = torch.finfo(x.dtype).tiny if least is None else least
+    if entropy is None:
+        force, dual_offset = q, torch.zeros_like(objective)
+    else:
+        shut = (x == 0) & (z_box == torch.inf)
+        z_box = torch.where(shut, 0.0, z_box)
+        slope = entropy * (x.clamp(min=least).log() + 1)
+        objective = objective + (entropy * torch.xlogy(x, x)).sum(-1)
+        dual_offset = -(entropy * x).sum(-1)
+        force = q + slope
+        dual_scale.append(norm(torch.where(x > least, slope, 0.0)))
+    stationarity = Px + force + z_box
     support = torch.zeros_like(objective)  # b'y + h'z + lb'z_box^- + ub'z_box^+
     primal, primal_scale = [torch.zeros_like(support)], [torch.zeros_like(support)]
-    dual, dual_scale = [], [norm(Px), norm(q), norm(z_box)]
+    dual = []
+    dual_scale.append(norm(z_box))
 
     if A is not None and b is not None:
         Ax, Aty = matvec(A, x), matvec(A.mT, y)
@@ -364,19 +418,30 @@ def residuals(
         upper = torch.where(free, upper, 0.0)
     if lb is not None or ub is not None:
         primal_scale.append(torch.where(bounded, norm(x), 0.0))
+    gap = (xPx + dot(q, x) + support).abs()
+    if entropy is not None:
+        stationarity = torch.where(x > least, stationarity, torch.where(shut, 0.0, stationarity.clamp(max=0)))
+        gap = (xPx + dot(q, x) + (entropy * (torch.xlogy(x, x) + x)).sum(-1) + support).abs()
     dual += [norm(stationarity), norm(lower), norm(upper)]
 
-    dual_objective = -0.5 * xPx - support
+    dual_objective = dual_offset - 0.5 * xPx - support
     return Residuals(
         largest(primal),
         largest(dual),
-        (xPx + dot(q, x) + support).abs(),
+        gap,
         objective,
         dual_objective,
         largest(primal_scale),
         largest(dual_scale),
         torch.minimum(objective.abs(), dual_objective.abs()),
     )
+
+
+def curvature(P: Tensor, x: Tensor) -> Tensor:
+    """(P + P')/2 x; a P of shape (*batch, 1, n) is the diagonal of a diagonal matrix."""
+    if P.shape[-2] != P.shape[-1]:
+        return P.squeeze(-2) * x
+    return 0.5 * (matvec(P, x) + matvec(P.mT, x))
 
 
 def matvec(M: Tensor, v: Tensor) -> Tensor:
@@ -400,14 +465,15 @@ def largest(values: list[Tensor]) -> Tensor:
 
 
 def _flatten(problem: Problem) -> tuple[list[Any], tuple[bool, ...]]:
-    given = [(CORES[name], t) for name, t in zip(NAMES, problem.tensors, strict=True) if t is not None]
+    tensors = (*problem.tensors, problem.entropy)
+    given = [(core, t) for core, t in zip(CORES.values(), tensors, strict=True) if t is not None]
     leaves: list[Any] = [t for _, t in given]
     if all(isinstance(t, Tensor) for t in leaves):
         # Batch dimensions of size one are spelt out: vmap puts its dimension leftmost of each tensor, and what
         # broadcast before must still broadcast after.
         rank = max(t.ndim - core for core, t in given)
         leaves = [t if t.ndim - core == rank else t[(None,) * (rank + core - t.ndim)] for core, t in given]
-    return leaves, tuple(t is not None for t in problem.tensors)
+    return leaves, tuple(t is not None for t in tensors)
 
 
 def _unflatten(leaves: Iterable[Any], present: tuple[bool, ...]) -> Problem:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Solve a batch of quadratic programs."""
+"""Solve a batch of quadratic programs, with or without an entropy."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -9,6 +9,7 @@ from torch import Tensor
 
 from . import derivative
 from . import solvers as solvers  # importing it registers the engines
+from .entropic import program as entropic
 from .errors import ProblemError, SettingsError
 from .problem import FULL, Problem, fill, validate, working_dtype
 from .settings import Settings
@@ -28,6 +29,7 @@ def solve_qp(
     lb: Tensor | float | None = None,
     ub: Tensor | float | None = None,
     *,
+    entropy: Tensor | float | None = None,
     warm_start: Solution | Sequence[Tensor | None] | None = None,
     settings: Settings | None = None,
     **overrides: Any,
@@ -36,19 +38,28 @@ def solve_qp(
 
         minimise  1/2 x'Px + q'x    subject to   Gx <= h,   Ax = b,   lb <= x <= ub
 
+    With ``entropy=tau`` the objective has sum_i tau_i x_i log x_i besides, and x > 0: softmax with constraints,
+    entropic optimal transport, maximum entropy under moments.  The solve then uses the structure of what is given:
+    without P, or with a diagonal one, k rows cost O(n k^2) operations, so that n may be 100,000.
+
     Each element of the batch is solved as if it were alone and has its own status.  P counts through its symmetric part
     and may be singular or absent (a linear program).  Leading batch dimensions broadcast as in ``torch.linalg``; an
     argument without them is shared by the batch, and its gradient is the sum over the batch.
 
     Args:
-        P: (*batch, n, n), positive semidefinite; ``None`` stands for zero.
+        P: (*batch, n, n), positive semidefinite; ``None`` stands for zero.  With an entropy also (*batch, 1, n), the
+            diagonal of a diagonal P.
         q: (*batch, n), float64 or float32.  It fixes n, the dtype and the device of all arguments.
         G, h: (*batch, m, n) and (*batch, m), both or neither; a row with h = +inf is no constraint.
         A, b: (*batch, p, n) and (*batch, p), both or neither; rows may be redundant.
         lb, ub: (*batch, n), or one number for all variables; -inf and +inf are no bounds.  One may come without the
             other.  Magnitudes of 1e20 and more count as infinite here and in h.
+        entropy: tau > 0: (*batch, n), or (*batch, 1) or one number for all variables; ``None`` for a program without.
+            A tensor that is not positive and finite is INVALID_DATA of its element.  Every x is positive then, and a
+            lower bound counts where it is positive.
         warm_start: a guess: the :class:`Solution` of a similar problem, or (x, y, z, z_box) of which each may be
             ``None``.  The solution and its derivative do not depend on it beyond the accuracy that was asked for.
+            With an entropy it is not used.
         settings: how to solve, see :class:`optlayer.Settings`.
         **overrides: fields of ``settings``, such as ``eps_abs=1e-6`` or ``on_failure="raise"``.
 
@@ -60,9 +71,12 @@ def solve_qp(
         and by default NaN for a solution.  A cotangent of exactly zero there gives a gradient of exactly zero, so that
         ``loss[solution.solved].sum()`` trains on the others.
 
+        Entropic problems are solved in float64 whatever the dtype, by the engine written in torch.
+
     Raises:
-        ProblemError: a wrong type, dtype, device or shape, before any work.
-        SettingsError: an unknown setting or one out of its range.
+        ProblemError: a wrong type, dtype, device or shape, or a number for the entropy that is not positive, before any
+            work.
+        SettingsError: an unknown setting or one out of its range; an entropy with ``backend="native"``.
         SolverError: an element failed and ``on_failure="raise"``.
 
     Example:
@@ -78,8 +92,16 @@ def solve_qp(
         >>> solution.x[0].backward()
         >>> target.grad.round(decimals=4).tolist()
         [0.6667, -0.3333, -0.3333]
+
+        Softmax is the same with an entropy in place of P, and a constraint more is one row more.
+
+        >>> theta = torch.tensor([1.0, 2.0, 3.0], dtype=torch.float64)
+        >>> solve_qp(None, -theta, A=one, b=one[:, 0], entropy=1.0).x.round(decimals=4).tolist()
+        [0.09, 0.2447, 0.6652]
+        >>> solve_qp(None, -theta, A=one, b=one[:, 0], ub=0.5, entropy=1.0).x.round(decimals=4).tolist()
+        [0.1345, 0.3655, 0.5]
     """
-    problem = validate(P, q, G, h, A, b, lb, ub)
+    problem = validate(P, q, G, h, A, b, lb, ub, entropy)
     dtype = working_dtype(q)
     if settings is None:
         settings = Settings(**overrides) if overrides else DEFAULTS[dtype]
@@ -89,6 +111,8 @@ def solve_qp(
         settings = settings.override(**overrides)
     settings = settings.resolve(dtype)
     warm = None if warm_start is None else _warm(warm_start, problem, dtype)
+    if entropy is not None:
+        return _solve_entropic(problem, settings)
     raw = derivative.solve(*problem.tensors, warm, _options(settings))
     return fill(
         Solution,
@@ -105,6 +129,37 @@ def solve_qp(
         settings=settings,
         factorisation=Factorisation(raw.lower_share, raw.state, raw.factor, raw.index),
         rule=RULE,
+    )
+
+
+def _solve_entropic(problem: Problem, settings: Settings) -> Solution:
+    if settings.backend == "native":
+        raise SettingsError(
+            "backend is 'native', but the compiled engine solves no entropic problems: expected 'auto' or 'reference'"
+        )
+    options = entropic.Options(
+        settings.eps_abs,  # type: ignore[arg-type]  # resolved: not None
+        settings.eps_rel,  # type: ignore[arg-type]
+        settings.max_iter,
+        settings.on_failure,
+        settings.factorisation == "keep",
+    )
+    raw = entropic.solve(*problem.tensors, problem.entropy, *options)
+    return Solution(
+        x=raw.x,
+        y=raw.y,
+        z=raw.z,
+        z_box=raw.z_box,
+        s=raw.s,
+        status=raw.status,
+        iterations=raw.iterations,
+        weakly_active=raw.weakly_active,
+        certificate=Point(torch.zeros_like(raw.ray_box), raw.ray_y, raw.ray_z, raw.ray_box),
+        problem=problem,
+        settings=settings,
+        factorisation=Factorisation(raw.lower_share, raw.state, raw.factor, torch.empty_like(raw.status)),
+        rule=ENTROPIC_RULE,
+        log_x=raw.log_x,
     )
 
 
@@ -177,4 +232,22 @@ def _adjoint(solution: Solution, output: str, cotangent: Tensor, parameter: str)
     return gradients[parameter]
 
 
+def _entropic_linear(solution: Solution, r: Point) -> Point:
+    problem = solution.problem.to(solution.x.dtype)
+    P, _, G, _, A, *_ = problem.tensors
+    _, state, factor, _ = solution.factorisation
+    log_e = entropic.log_e(problem.entropy, solution.log_x, solution.status)
+    return Point(*entropic.linear(P, G, A, log_e, state, factor, solution.status, *r)[:4])
+
+
+def _entropic_adjoint(solution: Solution, output: str, cotangent: Tensor, parameter: str) -> Tensor:
+    lower_share, state, factor, _ = solution.factorisation
+    problem = solution.problem.to(solution.x.dtype)
+    given: Any = (solution.x, solution.y, solution.z, solution.s, solution.log_x, lower_share)
+    cotangents = [cotangent if output == name else None for name in ("x", "y", "z", "z_box", "s", "log_x")]
+    kept = (state, factor, solution.status)
+    return entropic.adjoint((*problem.tensors, problem.entropy), given, kept, cotangents, (parameter,))[parameter]
+
+
 RULE = Rule(_linear, _adjoint)
+ENTROPIC_RULE = Rule(_entropic_linear, _entropic_adjoint)

@@ -82,6 +82,12 @@ class Solution:
         settings: the settings that it was solved with.
         factorisation: the KKT system as the engine keeps it, for :attr:`kkt`.
         rule: the derivative rule, for :attr:`kkt` and :meth:`jacobian`.
+        log_x: (*batch, n), differentiable: with an entropy, the logarithm of x, finite where x underflows; else
+            ``None``.
+
+    With an entropy tau the objective has sum_i tau_i x_i log x_i besides, and stationarity reads
+    Px + q + tau (log x + 1) + A'y + G'z + z_box = 0.  As x >= 0 is implied, lower bounds below zero count as zero, in
+    the certificates too.  A cap of zero has z_box = +inf.
 
     Example:
         >>> import torch
@@ -111,6 +117,7 @@ class Solution:
     settings: Settings
     factorisation: Factorisation
     rule: Rule
+    log_x: Tensor | None = None
 
     @property
     def solved(self) -> Tensor:
@@ -131,7 +138,7 @@ class Solution:
 
     @property
     def objective(self) -> Tensor:
-        """(*batch): 1/2 x'Px + q'x."""
+        """(*batch): 1/2 x'Px + q'x, and tau'(x log x) with an entropy tau."""
         return self.residuals().objective.to(self.x.dtype)
 
     def residuals(self) -> Residuals:
@@ -141,7 +148,8 @@ class Solution:
         numbers tell of the solution and not of their own rounding.  See :func:`optlayer.problem.residuals`.
         """
         point = (self.x.double(), self.y.double(), self.z.double(), self.z_box.double())
-        return residuals(*self.problem.to(torch.float64).tensors, *point)
+        problem = self.problem.to(torch.float64)
+        return residuals(*problem.tensors, *point, problem.entropy, torch.finfo(self.x.dtype).tiny)
 
     def primal_residual(self) -> Tensor:
         """(*batch) float64: max(|Ax - b|, (Gx - h)+, (lb - x)+, (x - ub)+), in the infinity norm."""
@@ -179,7 +187,7 @@ class Solution:
 
         Args:
             output: "x", "y", "z", "z_box" or "s".
-            parameter: "P", "q", "G", "h", "A", "b", "lb" or "ub", one that was given.
+            parameter: "P", "q", "G", "h", "A", "b", "lb", "ub" or "entropy", one that was given.
 
         Returns:
             (*batch, size of the output, *shape of the parameter without its batch): entry (i, j) is the derivative of
@@ -217,8 +225,9 @@ class KKT:
               G  0  -D    0     ;
               I  0   0   -D_box ]
 
-    over the active rows and bounds, with D = 0, or D = s/z > 0 where a row is weakly active.  It is the derivative of
-    the optimality conditions, so K^-1 gives every tangent and cotangent of the solution.
+    over the active rows and bounds, with D = 0, or D = s/z > 0 where a row is weakly active.  With an entropy tau it
+    holds P + diag(tau / x) in place of P.  It is the derivative of the optimality conditions, so K^-1 gives every
+    tangent and cotangent of the solution.
     """
 
     solution: Solution
@@ -262,11 +271,13 @@ def _names(status: Any) -> Any:
 
 
 def _flatten(solution: Solution) -> tuple[list[Any], tuple[Settings, Rule]]:
-    return [getattr(solution, name) for name in PARTS], (solution.settings, solution.rule)
+    parts = [getattr(solution, name) for name in PARTS]
+    return parts if solution.log_x is None else [*parts, solution.log_x], (solution.settings, solution.rule)
 
 
 def _unflatten(parts: Iterable[Any], fixed: tuple[Settings, Rule]) -> Solution:
-    return Solution(**dict(zip(PARTS, parts, strict=True)), settings=fixed[0], rule=fixed[1])
+    named = dict(zip((*PARTS, "log_x"), parts, strict=False))  # the last is there with an entropy only
+    return Solution(**named, settings=fixed[0], rule=fixed[1])
 
 
 PARTS = (

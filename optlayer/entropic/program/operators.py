@@ -1,0 +1,461 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The two operators of entropic programs: solve one, solve with its KKT matrix.  Both are opaque to autograd.
+
+``optlayer::entropic_qp`` solves, independently for every element of the batch and in float64 whatever the dtype,
+
+    minimise  1/2 x'Px + q'x + sum_i tau_i x_i log x_i    subject to   Gx <= h,   Ax = b,   lb <= x <= ub
+
+    arguments   P (*batch, n, n), or (*batch, 1, n) for the diagonal of a diagonal one; tau (*batch, n) or (*batch, 1);
+                the others as those of ``optlayer::qp``; leading dimensions broadcast.
+    returns     x, y, z, z_box, s, log_x                solution, multipliers, slack; log x is finite where x underflows
+                status, iterations, weakly_active       (*batch), int64
+                lower_share                             (*batch, n): the part of an active bound that is the lower one
+                ray_y, ray_z, ray_box                   certificates of infeasible elements, zero elsewhere
+                state, factor                           what the other operator needs
+
+``optlayer::entropic_kkt_solve`` returns u = K^-1 r = (u_x, u_y, u_z, u_box), and t = diag(tau / x) u_x, with
+
+    K = [ P + diag(tau / x)  A'  G'   I     ;
+          A                  0   0    0     ;
+          G                  0  -D    0     ;
+          I                  0   0   -D_box ]      over the active rows and bounds; u = 0 on the inactive ones.
+
+t is finite where x underflows and tau / x does not exist.  Right-hand sides broadcast as in ``optlayer::kkt_solve``.
+"""
+
+from __future__ import annotations
+
+import itertools
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ... import ops
+from ...errors import SolverError
+from ...kkt.algebra import NONZERO, dot, mm, mv, take, tmv
+from ...problem import residuals
+from ...solvers.choose import CHUNK, PROOF
+from ...status import Status
+from . import closing, interior_point
+from .kkt import KKT
+from .standard import Data, effective, judge, standardise
+
+library = torch.library.Library("optlayer", "FRAGMENT")
+_TAGS = (torch.Tag.pt2_compliant_tag, torch.Tag.cudagraph_unsafe)
+library.define(
+    "entropic_qp(Tensor? P, Tensor q, Tensor? G, Tensor? h, Tensor? A, Tensor? b, Tensor? lb, Tensor? ub, Tensor tau, "
+    "float eps_abs, float eps_rel, int max_iter, str on_failure, bool keep_factor) -> "
+    "(Tensor x, Tensor y, Tensor z, Tensor z_box, Tensor s, Tensor log_x, Tensor status, Tensor iterations, "
+    "Tensor weakly_active, Tensor lower_share, Tensor ray_y, Tensor ray_z, Tensor ray_box, "
+    "Tensor state, Tensor factor)",
+    tags=_TAGS,
+)
+library.define(
+    "entropic_kkt_solve(Tensor? P, Tensor? G, Tensor? A, Tensor state, Tensor factor, "
+    "Tensor rx, Tensor ry, Tensor rz, Tensor r_box) -> (Tensor ux, Tensor uy, Tensor uz, Tensor u_box, Tensor t)",
+    tags=_TAGS,
+)
+entropic_qp = torch.ops.optlayer.entropic_qp.default
+entropic_kkt_solve = torch.ops.optlayer.entropic_kkt_solve.default
+
+# Number of trailing dimensions of each tensor argument that are not batch.
+QP_CORES = (2, 1, 2, 1, 2, 1, 1, 1, 1)
+KKT_CORES = (2, 2, 2, 1, 1, 1, 1, 1, 1)
+NAMES = ("P", "q", "G", "h", "A", "b", "lb", "ub", "entropy")
+
+LOOSEST, TIGHTEST = 1e-7, 1e-11  # accuracies at which the interior point may hand over to the closing
+ALMOST = 100.0  # residuals up to so many times their tolerance are ALMOST_SOLVED
+
+
+class Solved(NamedTuple):
+    """One piece of the batch; y and z stacked, all float64 or int64."""
+
+    x: Tensor
+    v: Tensor
+    z_box: Tensor
+    log_x: Tensor
+    status: Tensor
+    iterations: Tensor
+    weak: Tensor
+    lower_share: Tensor
+    ray: Tensor
+    ray_box: Tensor
+    state: Tensor
+    factor: Tensor
+
+
+# ---- the program -----------------------------------------------------------------------------------------------------
+
+
+def _qp_kernel(
+    P: Tensor | None,
+    q: Tensor,
+    G: Tensor | None,
+    h: Tensor | None,
+    A: Tensor | None,
+    b: Tensor | None,
+    lb: Tensor | None,
+    ub: Tensor | None,
+    tau: Tensor,
+    eps_abs: float,
+    eps_rel: float,
+    max_iter: int,
+    on_failure: str,
+    keep_factor: bool,
+) -> tuple[Tensor, ...]:
+    arguments = (P, q, G, h, A, b, lb, ub, tau)
+    batch = ops.batch_shape(arguments, QP_CORES)
+    B, n = batch.numel(), q.shape[-1]
+    m, p = 0 if h is None else h.shape[-1], 0 if b is None else b.shape[-1]
+    rows = 0 if P is None else P.shape[-2]
+    pieces = []
+    with torch.no_grad():
+        for part in parts_of(B, (m + p + rows + 12) * n, q.device):
+
+            def block(t: Tensor | None, *core: int, part: slice = part, fill: float = 0.0) -> Tensor:
+                if t is None:
+                    return q.new_full((part.stop - part.start, *core), fill, dtype=torch.float64)
+                return t.expand(*batch, *core).reshape(B, *core)[part].to(torch.float64)
+
+            data = Data(
+                None if P is None else block(P, rows, n),
+                block(q, n),
+                torch.cat([block(A, p, n), block(G, m, n)], 1),
+                torch.cat([block(b, p), block(h, m)], 1),
+                block(lb, n, fill=-torch.inf),
+                block(ub, n, fill=torch.inf),
+                block(tau, n),
+            )
+            if data.P is not None and rows == n:
+                data = data._replace(P=(data.P + data.P.mT) / 2)
+            pieces.append(_solve(data, p, eps_abs, eps_rel, max_iter, q.dtype, keep_factor))
+    out = Solved(*(torch.cat(column) for column in zip(*pieces, strict=True)))
+    failed = out.status != Status.SOLVED
+    if on_failure in ("raise", "warn") and bool(failed.any()):
+        message = _report(out.status.reshape(batch), arguments)
+        if on_failure == "raise":
+            raise SolverError(message)
+        warnings.warn(message, RuntimeWarning, stacklevel=3)
+    x, v, z_box, log_x = out[:4]
+    s = q.new_zeros(B, m, dtype=torch.float64)
+    if G is not None and h is not None:
+        s = h.double().expand(*batch, m) - (G.double() @ x.reshape(*batch, n, 1)).squeeze(-1)
+        s = s.reshape(B, m)
+    if on_failure == "nan":
+        x, v, z_box, log_x, s = (t.masked_fill(failed.unsqueeze(-1), torch.nan) for t in (x, v, z_box, log_x, s))
+
+    def shaped(t: Tensor, dtype: torch.dtype = q.dtype) -> Tensor:
+        return t.to(dtype).reshape(batch + t.shape[1:]).clone(memory_format=torch.contiguous_format)
+
+    (y, z), (ray_y, ray_z) = (t.split([p, m], 1) for t in (v, out.ray))
+    return (
+        *(shaped(t) for t in (x, y, z, z_box, s, log_x)),
+        *(shaped(t, torch.int64) for t in (out.status, out.iterations, out.weak)),
+        *(shaped(t) for t in (out.lower_share, ray_y, ray_z, out.ray_box)),
+        *(shaped(t, torch.float64) for t in (out.state, out.factor)),
+    )
+
+
+def _solve(data: Data, p: int, eps_abs: float, eps_rel: float, max_iter: int, dtype: torch.dtype, keep: bool) -> Solved:
+    """A batch (B, ...), of which only elements with valid data are solved."""
+    status = judge(data, p)
+    (B, k, n), like = data.C.shape, data.q
+    full = data.P is not None and data.P.shape[1] == n
+    none = torch.zeros_like(status)
+    zero = torch.zeros_like(like)
+    out = Solved(
+        zero.clone(),
+        like.new_zeros(B, k),
+        zero.clone(),
+        torch.full_like(zero, -torch.inf),
+        status,
+        none,
+        none.clone(),
+        zero.clone(),
+        like.new_zeros(B, k),
+        zero.clone(),
+        like.new_zeros(B, State.size(n, k)),
+        like.new_zeros(B, KKT.size(n, k, full) if keep else 0),
+    )
+    some = (status == Status.UNSOLVED).nonzero().squeeze(-1)
+    if some.numel():
+        valid = _solve_valid(take(data, some), p, eps_abs, eps_rel, max_iter, dtype, keep)
+        for whole, piece in zip(out, valid, strict=True):
+            whole[some] = piece
+    return out
+
+
+def _solve_valid(
+    data: Data, p: int, eps_abs: float, eps_rel: float, max_iter: int, dtype: torch.dtype, keep: bool
+) -> Solved:
+    problem = standardise(data, p)
+    eps = min(max(0.1 * max(eps_abs, eps_rel), TIGHTEST), LOOSEST)
+    proof = max(PROOF[dtype], 0.1 * max(eps_abs, eps_rel))
+    outcome = interior_point.iterate(problem, p, interior_point.Rules(eps, max_iter, proof))
+    parts = interior_point.layout(problem, p)
+    closed = closing.close(problem, parts, outcome.point)
+    fixed = problem.free == 0
+    x = torch.where(fixed, problem.value, closed.x)
+    log_x = torch.where(fixed, problem.value.log(), closed.log_x)
+    v = closed.rows * problem.unit
+    force = data.q + tmv(data.C * problem.unit.unsqueeze(-1), closed.rows) + problem.curvature * x
+    if problem.P is not None and data.P is not None:
+        force = force + mv(data.P, x)
+    elif data.P is not None:
+        force = force + torch.where(fixed, data.P.squeeze(1) * x, 0.0)
+    z_box = torch.where(fixed, -(force + data.tau * (log_x + 1)), closed.z_box)
+
+    met = _merit(data, p, eps_abs, eps_rel, dtype, x, v, z_box)
+    status = outcome.status
+    ended = status == Status.PRIMAL_INFEASIBLE
+    claimed = status == Status.SOLVED
+    status = torch.where(~ended & (met <= 1), int(Status.SOLVED), status)
+    status = torch.where(~ended & ~(met <= 1) & ((met <= ALMOST) | claimed), int(Status.ALMOST_SOLVED), status)
+    ray, ray_box = torch.zeros_like(v), torch.zeros_like(x)
+    if bool(ended.any()):
+        ray, ray_box = _certificate(data, outcome.ray * problem.unit, ended)
+
+    solved = status == Status.SOLVED
+    state = State(
+        torch.where(x > closing.TINY, x / data.tau, (log_x - data.tau.log()).exp()),
+        closed.w_box,
+        closed.w,
+        solved.unsqueeze(-1),
+    )
+    factor = x.new_zeros(x.shape[0], 0)
+    if keep:
+        kkt = state.system(data.P, data.C)
+        state = state._replace(ok=state.ok & kkt.ok.unsqueeze(-1))
+        factor = kkt.factors()
+    share = torch.where(z_box < 0, 1.0, torch.where(z_box > 0, 0.0, closed.lower_share))
+    share = torch.where(fixed & (z_box == 0), 0.5, share)
+    return Solved(
+        x, v, z_box, log_x, status, outcome.iterations, closed.weak, share, ray, ray_box, state.pack(), factor
+    )
+
+
+def _merit(
+    data: Data, p: int, eps_abs: float, eps_rel: float, dtype: torch.dtype, x: Tensor, v: Tensor, z_box: Tensor
+) -> Tensor:
+    """The largest residual in units of its tolerance max(eps_abs, eps_rel scale), of the solution as it is read."""
+    P, q, C, d, lb, ub, tau = data
+    x, v, z_box = (t.to(dtype).double() for t in (x, v, z_box))
+    r = residuals(
+        *(P, q, C[:, p:], d[:, p:], C[:, :p], d[:, :p], lb, ub),
+        *(x, v[:, :p], v[:, p:], z_box),
+        entropy=tau,
+        least=torch.finfo(dtype).tiny,
+    )
+    values = torch.stack([r.primal, r.dual, r.gap])
+    scales = torch.stack([r.primal_scale, r.dual_scale, r.gap_scale])
+    merit = (values / (eps_rel * scales).clamp(min=max(eps_abs, NONZERO))).amax(0)
+    return torch.where(merit.isnan(), torch.inf, merit)
+
+
+def _certificate(data: Data, v: Tensor, which: Tensor) -> tuple[Tensor, Tensor]:
+    """Farkas certificates on the data as given, with a proven gap of 1; the bounds and x >= 0 absorb what they can."""
+    lb, ub = effective(data)
+    d = torch.where(data.d.isfinite(), data.d, 0.0)
+    w = -tmv(data.C, v)
+    finite = (w < 0) | ub.isfinite()
+    z_box = torch.where(finite, w, 0.0)
+    bound = torch.where(w > 0, torch.where(finite, ub, 0.0), lb)
+    value = -(dot(d, v) + dot(bound, z_box))
+    worth = torch.where(which & (value > 0), value, 1.0).unsqueeze(-1)
+    which = which.unsqueeze(-1)
+    return torch.where(which, v / worth, 0.0), torch.where(which, z_box / worth, 0.0)
+
+
+def parts_of(B: int, entries: int, device: torch.device) -> list[slice]:
+    """Slices of nearly equal length, at least one, of a batch of B elements with so many entries each."""
+    count = max(1, -(-B * entries // CHUNK.get(device.type, CHUNK["cuda"])))
+    edges = [B * i // count for i in range(count + 1)]
+    return [slice(a, b) for a, b in itertools.pairwise(edges) if b > a] or [slice(0, 0)]
+
+
+def _report(status: Tensor, arguments: Sequence[Tensor | None]) -> str:
+    """Which element failed, how, and what may help."""
+    failed = (status != Status.SOLVED).nonzero()
+    element = tuple(failed[0].tolist())
+    verdict = Status(int(status[element]))
+    where = f"element {element[0] if len(element) == 1 else element}" if element else "the problem"
+    more = f" ({len(failed)} of {status.numel()} failed)" if status.numel() > 1 else ""
+    cause = ""
+    if verdict == Status.INVALID_DATA:
+        guilty = []
+        for name, t, core in zip(NAMES, arguments, QP_CORES, strict=True):
+            if t is not None:
+                values = t.expand(*status.shape, *t.shape[t.dim() - core :])[element]
+                allowed = {"h": torch.inf, "lb": -torch.inf, "ub": torch.inf}.get(name)
+                bad = ~values.isfinite() if allowed is None else ~(values.isfinite() | (values == allowed))
+                bad = bad | (values <= 0) if name == "entropy" else bad
+                guilty += [name] if bool(bad.any()) else []
+        cause = f" in {', '.join(guilty)}"
+    return f"{where}: {verdict.name}{cause}{more}. {verdict.diagnosis} {verdict.advice}"
+
+
+# ---- the KKT matrix --------------------------------------------------------------------------------------------------
+
+
+class State(NamedTuple):
+    """What K is: share (B, n) = x / tau, w_box (B, n), w (B, k) of rows of unit norm, ok (B, 1)."""
+
+    share: Tensor
+    w_box: Tensor
+    w: Tensor
+    ok: Tensor
+
+    @staticmethod
+    def size(n: int, k: int) -> int:
+        """Entries of a packed state."""
+        return 2 * n + k + 1
+
+    def pack(self) -> Tensor:
+        """All vectors in one row for each element, (B, size)."""
+        return torch.cat([*self[:3], self.ok.to(self.w.dtype)], 1)
+
+    @classmethod
+    def unpack(cls, packed: Tensor, n: int, k: int) -> State:
+        """The state that was packed."""
+        share, w_box, w, ok = packed.split([n, n, k, 1], 1)
+        return cls(share, w_box, w, ok > 0)
+
+    def system(self, P: Tensor | None, C: Tensor, factors: Tensor | None = None) -> KKT:
+        """K, factorised, with rows scaled to unit norm."""
+        full = P is not None and P.shape[1] == P.shape[2]
+        stiffness = torch.where(self.w_box.isinf(), 0.0, self.w_box)
+        if P is not None and not full:
+            stiffness = stiffness + P.squeeze(1)
+        W = torch.where(self.w_box.isinf(), 0.0, self.share / (1 + self.share * stiffness))
+        return KKT(P if full else None, C * units(C).unsqueeze(-1), W, self.w, exact=True, factors=factors)
+
+
+def units(C: Tensor) -> Tensor:
+    """(B, k): what brings the rows to unit norm."""
+    length = torch.linalg.vector_norm(C, dim=-1)
+    return torch.where(length > 0, 1 / length.clamp(min=NONZERO), 1.0)
+
+
+def _kkt_kernel(
+    P: Tensor | None,
+    G: Tensor | None,
+    A: Tensor | None,
+    state: Tensor,
+    factor: Tensor,
+    rx: Tensor,
+    ry: Tensor,
+    rz: Tensor,
+    r_box: Tensor,
+) -> tuple[Tensor, ...]:
+    own, rhs = state.shape[:-1], (rx, ry, rz, r_box)
+    batch = torch.broadcast_shapes(own, *(t.shape[:-1] for t in rhs))
+    dtype, n, p, m = rx.dtype, rx.shape[-1], ry.shape[-1], rz.shape[-1]
+    extra, own = batch[: len(batch) - len(own)], batch[len(batch) - len(own) :]
+    B, R = own.numel(), extra.numel()
+    rows = 0 if P is None else P.shape[-2]
+
+    def columns(t: Tensor) -> Tensor:
+        """(*extra, *own, k) -> (B, k, R)."""
+        return t.expand(*batch, t.shape[-1]).reshape(R, B, t.shape[-1]).permute(1, 2, 0).to(torch.float64)
+
+    def flat(t: Tensor) -> Tensor:
+        return t.expand(*own, t.shape[-1]).reshape(B, t.shape[-1])
+
+    def matrix(t: Tensor | None, size: int, i: slice) -> Tensor:
+        if t is None:
+            return state.new_zeros(i.stop - i.start, size, n)
+        return t.expand(*own, size, n).reshape(B, size, n)[i].to(torch.float64)
+
+    r = [columns(t) for t in rhs]
+    out = []
+    with torch.no_grad():
+        for i in parts_of(B, (m + p + rows + 12) * n, rx.device):
+            M = None if P is None else matrix(P, rows, i)
+            M = (M + M.mT) / 2 if M is not None and rows == n else M
+            C = torch.cat([matrix(A, p, i), matrix(G, m, i)], 1)
+            system = State.unpack(flat(state)[i], n, p + m)
+            kept = flat(factor)[i] if factor.shape[-1] else None
+            out.append(_kkt_solve(M, C, system, kept, r[0][i], torch.cat([r[1][i], r[2][i]], 1), r[3][i]))
+    ux, uv, u_box, t = (torch.cat(parts) for parts in zip(*out, strict=True))
+
+    def shaped(t: Tensor) -> Tensor:
+        return t.permute(2, 0, 1).reshape(*batch, t.shape[1]).to(dtype).clone(memory_format=torch.contiguous_format)
+
+    uy, uz = uv.split([p, m], 1)
+    return tuple(shaped(part) for part in (ux, uy, uz, u_box, t))
+
+
+def _kkt_solve(
+    P: Tensor | None, C: Tensor, state: State, factors: Tensor | None, rx: Tensor, rv: Tensor, r_box: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """u_x, u_v, u_box, t for blocks of right-hand sides (B, ., R)."""
+    kkt, unit = state.system(P, C, factors), units(C).unsqueeze(-1)
+    share, w_box, there = state.share.unsqueeze(-1), state.w_box.unsqueeze(-1), state.w.unsqueeze(-1) > 0
+    held, bounded = w_box.isinf(), bool((state.w_box > 0).any())
+    full = P is not None and P.shape[1] == P.shape[2]
+
+    def times_P(x: Tensor) -> Tensor:
+        if P is None:
+            return torch.zeros_like(x)
+        return mm(P, x) if full else P.mT * x
+
+    force, target = rx, rv * unit
+    pinned = torch.where(held, r_box, 0.0)
+    if bounded:
+        force = force + torch.where((w_box > 0) & ~held, w_box * r_box, 0.0) - times_P(pinned)
+        target = target - unit * mm(C, pinned)
+    ux, uv = kkt.solve(force, torch.where(there, target, 0.0))
+    ux, uv = ux + pinned, unit * torch.where(there, uv, 0.0)
+    rest = rx - times_P(ux) - mm(C.mT, uv)
+    soft = torch.where((w_box > 0) & ~held, w_box * (ux - r_box), 0.0)
+    tiny = share < 1e-250
+    t = torch.where(tiny, torch.where(held, 0.0, rest - soft), ux / torch.where(tiny, 1.0, share))
+    u_box = torch.where(held, rest - t, soft)
+    ok = (state.ok.squeeze(-1) & kkt.ok)[:, None, None]
+    if not bool(ok.all()):
+        zero = torch.stack([(a == 0).all(1, keepdim=True) for a in (rx, rv, r_box)]).all(0)
+        nothing = torch.where(zero, 0.0, torch.nan).to(torch.float64)
+        ux, uv, u_box, t = (torch.where(ok, a, nothing) for a in (ux, uv, u_box, t))
+    return ux, uv, u_box, t
+
+
+# ---- shapes and vmap -------------------------------------------------------------------------------------------------
+
+
+def _qp_fake(*arguments: Any) -> tuple[Tensor, ...]:
+    P, q, _, h, _, b, *_ = arguments
+    batch = ops.batch_shape(arguments[:9], QP_CORES)
+    n, m, p = q.shape[-1], 0 if h is None else h.shape[-1], 0 if b is None else b.shape[-1]
+    full = P is not None and P.shape[-2] == n
+    vectors = [q.new_empty(*batch, size) for size in (n, p, m, n, m, n)]
+    counts = [q.new_empty(batch, dtype=torch.int64) for _ in range(3)]
+    rays = [q.new_empty(*batch, size) for size in (n, p, m, n)]
+    size = KKT.size(n, p + m, full) if arguments[13] else 0
+    packed = [q.new_empty(*batch, s, dtype=torch.float64) for s in (State.size(n, p + m), size)]
+    return (*vectors, *counts, *rays, *packed)
+
+
+def _kkt_fake(*arguments: Any) -> tuple[Tensor, ...]:
+    state, _, rx, ry, rz, r_box = arguments[3:]
+    batch = ops.batch_shape((state, rx, ry, rz, r_box), (1,) * 5)
+    return tuple(r.new_empty(*batch, r.shape[-1]) for r in (rx, ry, rz, r_box, rx))
+
+
+def _mapped(operator: Any, cores: Sequence[int]) -> Callable[..., Any]:
+    def rule(info: Any, in_dims: Sequence[int | None], *args: Any) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
+        return ops.map_batch(operator, cores, in_dims, args)
+
+    return rule
+
+
+for _name, _kernel, _fake, _operator, _cores in (
+    ("entropic_qp", _qp_kernel, _qp_fake, entropic_qp, QP_CORES),
+    ("entropic_kkt_solve", _kkt_kernel, _kkt_fake, entropic_kkt_solve, KKT_CORES),
+):
+    for _key in ("CPU", "CUDA"):
+        library.impl(_name, _kernel, _key)
+    torch.library.register_fake(f"optlayer::{_name}", _fake, lib=library)
+    torch.library.register_vmap(f"optlayer::{_name}", _mapped(_operator, _cores), lib=library)

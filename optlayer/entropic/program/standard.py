@@ -1,0 +1,150 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A batch of entropic programs as the interior point method wants it.
+
+    minimise  1/2 x'Px + 1/2 sum curvature_i x_i^2 + q'x + sum tau_i x_i log x_i
+    subject to  Cx = d in the first p rows,  Cx <= d in the others,  lb <= x <= ub
+
+One leading batch dimension, float64.  What differs from element to element is a mask and not a shape.  Rows are scaled
+to unit norm; a row with h = +inf is zero.  The entropy keeps x >= 0, so that only a positive lb is a bound.  A variable
+with lb = ub, or ub = 0, is fixed: its column is zero and the other blocks bear what its value contributes.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ...kkt.algebra import NONZERO, dot, mv, tmv
+from ...problem import HUGE
+from ...solvers.standard import CONVEXITY, convex
+from ...status import Status
+from .kkt import EPS
+
+
+class Data(NamedTuple):
+    """The data as given, broadcast to (B, ...) and float64; P is None, the diagonal (B, 1, n) or (B, n, n)."""
+
+    P: Tensor | None
+    q: Tensor
+    C: Tensor  # [A; G] (B, k, n)
+    d: Tensor  # [b; h] (B, k)
+    lb: Tensor
+    ub: Tensor
+    tau: Tensor
+
+
+class Standard(NamedTuple):
+    """The program (see the module); masks are float64, 1 where so."""
+
+    P: Tensor | None  # (B, n, n) symmetric
+    curvature: Tensor  # (B, n), the diagonal of a diagonal P
+    q: Tensor  # (B, n)
+    tau: Tensor  # (B, n)
+    C: Tensor  # (B, k, n)
+    d: Tensor  # (B, k)
+    lb: Tensor  # (B, n), 0 where there is none
+    ub: Tensor  # (B, n), 1 where there is none
+    lower: Tensor  # (B, n) mask
+    upper: Tensor  # (B, n) mask
+    free: Tensor  # (B, n) mask, 0 for fixed variables
+    value: Tensor  # (B, n), of the fixed variables, else 0
+    unit: Tensor  # (B, k): rows are this many times those given
+    contradiction: Tensor  # (B, p): the part of b that no x reaches, taken out of d
+
+    def times_P(self, x: Tensor) -> Tensor:
+        """(P + diag(curvature)) x."""
+        product = self.curvature * x
+        return product if self.P is None else product + mv(self.P, x)
+
+
+def effective(data: Data) -> tuple[Tensor, Tensor]:
+    """The bounds that count: lb >= 0, and infinities for sizes that stand for none."""
+    lb = torch.where(data.lb <= -HUGE, 0.0, data.lb).clamp(min=0)
+    return lb, torch.where(data.ub >= HUGE, torch.inf, data.ub)
+
+
+def judge(data: Data, p: int) -> Tensor:
+    """Status (B,) of the data: INVALID_DATA, NON_CONVEX, PRIMAL_INFEASIBLE for crossed bounds, else UNSOLVED."""
+    P, q, C, d, lb, ub, tau = data
+    bad = ~(q.isfinite() & tau.isfinite() & (tau > 0)).all(-1) | (~C.isfinite()).flatten(1).any(-1)
+    bad = bad | (d.isnan() | (d == -torch.inf)).any(-1) | (d[:, :p] == torch.inf).any(-1)
+    bad = bad | (lb.isnan() | ub.isnan() | (lb == torch.inf) | (ub == -torch.inf)).any(-1)
+    status = torch.full(bad.shape, int(Status.UNSOLVED), device=q.device)
+    low, high = effective(data)
+    status = torch.where((low > high).any(-1), int(Status.PRIMAL_INFEASIBLE), status)
+    if P is not None:
+        bad = bad | (~P.isfinite()).flatten(1).any(-1)
+        if P.shape[1] == P.shape[2]:
+            sound = convex(torch.where(bad[:, None, None], 0.0, P))
+        else:
+            sound = (P + CONVEXITY * P.abs().amax(-1, keepdim=True) >= 0).all(-1).squeeze(-1)
+        status = torch.where(~sound, int(Status.NON_CONVEX), status)
+    return torch.where(bad, int(Status.INVALID_DATA), status)
+
+
+def standardise(data: Data, p: int) -> Standard:
+    """Masks and units for valid data."""
+    P, q, C, d, _, _, tau = data
+    lb, ub = effective(data)
+    fixed = lb == ub
+    live = d < HUGE
+    C, d = C * live.unsqueeze(-1), torch.where(live, d, 1.0)
+    value = torch.where(fixed, lb, 0.0)
+    free = (~fixed).to(q.dtype)
+    full = P is not None and P.shape[1] == P.shape[2]
+    curvature = torch.zeros_like(q) if P is None or full else P.squeeze(1).clamp(min=0)
+    P = P if full else None
+    if bool(fixed.any()):
+        d = d - mv(C, value)
+        C = C * free.unsqueeze(-2)
+        if P is not None:
+            q = q + mv(P, value)
+            P = P * free.unsqueeze(-1) * free.unsqueeze(-2)
+        q, curvature = q * free, curvature * free
+    length = torch.linalg.vector_norm(C, dim=-1)
+    unit = torch.where(length > 0, 1 / length.clamp(min=NONZERO), 1.0)
+    C, d = C * unit.unsqueeze(-1), d * unit
+    upper = ub.isfinite() & ~fixed
+    contradiction = _contradiction(C[:, :p], d[:, :p])
+    return Standard(
+        P,
+        curvature,
+        q,
+        tau,
+        C,
+        torch.cat([d[:, :p] - contradiction, d[:, p:]], 1),
+        torch.where(fixed, 0.0, lb),
+        torch.where(upper, ub, 1.0),
+        ((lb > 0) & ~fixed).to(q.dtype),
+        upper.to(q.dtype),
+        free,
+        value,
+        unit,
+        contradiction,
+    )
+
+
+def _contradiction(A: Tensor, b: Tensor) -> Tensor:
+    """The part of b outside the range of A, whose rows have unit length; rounding of redundant rows leaves one."""
+    outside = torch.zeros_like(b)
+    p = b.shape[1]
+    if p == 0:
+        return outside
+    AA = A @ A.mT
+    AA.diagonal(dim1=-2, dim2=-1).add_(8 * EPS * p**0.5)
+    pivots = torch.linalg.cholesky_ex(AA)[0].diagonal(dim1=-2, dim2=-1).square()
+    some = (~(pivots > 1e-11).all(-1)).nonzero().squeeze(-1)
+    if some.numel():
+        values, vectors = torch.linalg.eigh(AA[some])
+        N = vectors * (values < 1e-12 * max(p, 10)).unsqueeze(-2)
+        outside[some] = mv(N, tmv(N, b[some]))
+    return outside
+
+
+def contradicts(problem: Standard, p: int, gap: float) -> Tensor:
+    """Where (B,) equality rows contradict each other by more than `gap` relative to b: A'y = 0, b'y < 0."""
+    outside = problem.contradiction
+    whole = problem.d[:, :p] + outside
+    return dot(outside, outside).sqrt() > gap * dot(whole, whole).sqrt()
