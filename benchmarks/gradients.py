@@ -271,7 +271,7 @@ def main() -> None:
             rows,
         )
     command = "python -m benchmarks.gradients"
-    report.write("gradients", command, "float64 and float32, reference engine", ["qpth", "cvxpylayers"], parts)
+    report.write("gradients", command, "float64 and float32, the default engine", ["qpth", "cvxpylayers"], parts)
 
 
 if __name__ == "__main__":

@@ -112,7 +112,7 @@ def main() -> None:
         raise SystemExit(f"no collections at {referee.data_root()}: set OPTLAYER_TEST_DATA to their folder")
     parts = run(options.sets.split(","), options.split, options.quick)
     command = "python -m benchmarks.reliability"
-    report.write(options.name, command, "float64, reference engine", ["piqp"], parts)
+    report.write(options.name, command, "float64, the default engine", ["piqp"], parts)
 
 
 if __name__ == "__main__":
