@@ -86,6 +86,6 @@ class Status(IntEnum):
     )
     INVALID_DATA = (
         9,
-        "The data hold a NaN, or an infinity where none may be.",
+        "The data hold a NaN, an infinity where none may be, or an entropy that is not positive.",
         "Check the inputs for NaN; of infinities only h = +inf, lb = -inf and ub = +inf are allowed.",
     )

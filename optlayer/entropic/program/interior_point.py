@@ -122,12 +122,13 @@ def iterate(problem: Standard, p: int, rules: Rules) -> Outcome:
     problem, parts, point = take(problem, index), take(parts, index), take(point, index)
     least = point.slack[:, : parts.n].amax(-1) * 1e-10  # without equalities x may vanish
     step: tuple[Tensor, Tensor] | None = None
+    broken = torch.zeros_like(index, dtype=torch.bool)
     for iteration in range(rules.max_iter + 1):
         if index.numel() == 0:
             break
         r = residuals(problem, parts, point, least)
         solved = r.error <= rules.eps + r.floor
-        broken = ~r.error.isfinite()
+        broken = broken | ~r.error.isfinite()
         certified, ray = _certificate(problem, parts, point, step, r.size)
         certified = certified & (r.error > DOUBTFUL) & ~solved
         done = solved | broken | certified
@@ -144,7 +145,7 @@ def iterate(problem: Standard, p: int, rules: Rules) -> Outcome:
         if iteration == rules.max_iter or index.numel() == 0:
             break
         whole.iterations[index] += 1
-        point, step = _step(problem, parts, point, r, _is_centring(iteration))
+        point, step, broken = _step(problem, parts, point, r, _is_centring(iteration))
     _write(whole.point, index, point)
     return whole
 
@@ -246,9 +247,10 @@ def residuals(problem: Standard, parts: Layout, point: Point, least: Tensor) -> 
 
 def _step(
     problem: Standard, parts: Layout, point: Point, r: Residuals, centring: bool
-) -> tuple[Point, tuple[Tensor, Tensor]]:
+) -> tuple[Point, tuple[Tensor, Tensor], Tensor]:
     """Predictor, corrector, one common step; also the step of the multipliers at full length (rows, bounds).
 
+    The last result is where (B,) no finite step was found; the point stays as it is there.
     Steps are relative: a stands for dx / x and ds / s, b for dv / v and dz / z.  Complementarity reads a + b = kappa,
     with kappa = -1 in the predictor and, with its a and b, kappa = sigma mu / product - 1 - a b in the corrector.
     """
@@ -295,7 +297,7 @@ def _step(
     moved.rows[:, p:] = parts.split(moved.dual)[1]
     sound = torch.cat(list(moved), 1).isfinite().all(-1, keepdim=True)
     moved = Point(*(torch.where(sound, new, old) for new, old in zip(moved, point, strict=True)))
-    return moved, (rows, point.dual * b)
+    return moved, (rows, point.dual * b), ~sound.squeeze(-1)
 
 
 def _length(a: Tensor, b: Tensor) -> Tensor:
