@@ -18,7 +18,7 @@ export OMP_NUM_THREADS ?= 1
 export OPTLAYER_TEST_DATA ?= ../shared/data
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-sanitize native lint format peers clean
+.PHONY: help setup demo test test-sanitize test-cuda test-cuda-sanitize bench-cuda native lint format peers clean
 
 help:
 	@sed -n '1,5s/^# //p' Makefile
@@ -39,6 +39,21 @@ test-sanitize: $(READY)
 	@LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libstdc++.so)" \
 	    ASAN_OPTIONS=detect_leaks=0 OPTLAYER_LIBRARY=build/sanitized/optlayer/_native.abi3.so \
 	    $(PY) -m pytest -q tests/native
+
+# Needs a GPU and a torch with CUDA: PY may name the Python that has it.
+test-cuda:
+	@OPTLAYER_REQUIRE_NATIVE=1 OPTLAYER_CUDA=1 $(PY) setup.py -q build_ext --inplace
+	@OPTLAYER_REQUIRE_CUDA=1 $(PY) -m pytest -q -m cuda
+
+# The kernels under the checkers of CUDA's memory and of races in shared memory, on small batches.
+test-cuda-sanitize:
+	@for tool in memcheck racecheck synccheck; do \
+	    OPTLAYER_REQUIRE_CUDA=1 PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool $$tool --error-exitcode 1 \
+	        --kernel-name-exclude regex=at:: $(PY) -m pytest -q -x -m cuda tests/cuda/test_sanitized.py || exit 1; done
+
+bench-cuda:
+	@OPTLAYER_REQUIRE_NATIVE=1 OPTLAYER_CUDA=1 $(PY) setup.py -q build_ext --inplace
+	@$(PY) -m benchmarks.cuda
 
 lint: $(READY)
 	@$(PY) -m ruff check
@@ -76,4 +91,4 @@ $(PEERS): $(READY)
 	@touch $@
 
 clean:
-	rm -rf $(VENV) build dist out *.egg-info optlayer/_native* .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build dist out *.egg-info optlayer/_native* optlayer/_cuda* .pytest_cache .mypy_cache .ruff_cache .hypothesis

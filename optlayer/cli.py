@@ -116,8 +116,10 @@ def _info(_: argparse.Namespace) -> int:
     build = native.build()
     cpu = ["reference", "no compiled engine"] if build is None else [f"native, {build.runs}", "compiled for it"]
     devices = [["cpu", f"{platform.machine()}, {threads} thread{'s' if threads > 1 else ''}", *cpu]]
+    on_cuda = native.cuda_build()
     for i in range(torch.cuda.device_count()):
-        devices.append([f"cuda:{i}", torch.cuda.get_device_name(i), "reference", "plain torch runs anywhere"])
+        why = ["reference", "plain torch runs anywhere"] if on_cuda is None else ["native, CUDA", "compiled for it"]
+        devices.append([f"cuda:{i}", torch.cuda.get_device_name(i), *why])
     print(f"optlayer {__version__}, torch {torch.__version__}, Python {platform.python_version()}\n")
     print(table(["device", "what it is", "engine", "why"], devices))
     print()
@@ -126,6 +128,13 @@ def _info(_: argparse.Namespace) -> int:
     else:
         print(f"compiled engine: {build.built}; by {build.compiler}, for torch {build.torch} and newer")
         print(f"{build.runs} solves {build.lanes} problems at once; reference, those of n + m + p > {native.LARGEST}")
+    if on_cuda is None:
+        print(f"engine for CUDA: none, {native.why_not_cuda()}")
+    else:
+        print(
+            f"engine for CUDA: teams of {on_cuda.teams} threads a problem, up to n + m + p = {native.LARGEST_ON_CUDA};"
+        )
+        print(f"architectures {on_cuda.architectures}, by CUDA {on_cuda.toolkit}")
     print()
     rows = [[name, "yes" if find_spec(name) else "no", use] for name, use in OPTIONAL.items()]
     print(table(["optional package", "installed", "use"], rows))

@@ -20,6 +20,14 @@ def _same_world_afterwards() -> Iterator[None]:
     assert torch.is_grad_enabled() == grad, "the test changed whether gradients are recorded"
 
 
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Tests marked `cuda` skip where there is no GPU, and fail where OPTLAYER_REQUIRE_CUDA=1 says that there is one."""
+    if item.get_closest_marker("cuda") and not torch.cuda.is_available():
+        if os.environ.get("OPTLAYER_REQUIRE_CUDA") == "1":
+            pytest.fail("there is no CUDA device, and OPTLAYER_REQUIRE_CUDA is 1", pytrace=False)
+        pytest.skip("there is no CUDA device")
+
+
 @pytest.fixture(scope="session")
 def data_folder() -> Path:
     """The folder of real problems; a test that needs it is skipped where it is absent."""

@@ -149,7 +149,6 @@ def test_an_iterate_that_is_not_a_solution_has_no_derivative():
 
 
 @pytest.mark.cuda
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 def test_a_cuda_device_gives_the_same_derivatives(dtype):
     program = [t.to(dtype) for t in regular(3)[0]]

@@ -28,7 +28,7 @@ def source(tmp_path: Path) -> Path:
     for name in FILES:
         shutil.copy(ROOT / name, copy)
     for name in ("csrc", "optlayer"):
-        shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__", "_native*"))
+        shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__", "_native*", "_cuda*"))
     return copy
 
 
@@ -45,7 +45,9 @@ def setup(source: Path, *arguments: str, **environment: object) -> subprocess.Co
     clean = {key: value for key, value in os.environ.items() if not key.startswith("OPTLAYER_")}
     command = [sys.executable, "setup.py", "-q", *arguments]
     variables = {key: str(value) for key, value in environment.items()}
-    return subprocess.run(command, cwd=source, env={**clean, **variables}, capture_output=True, text=True)
+    return subprocess.run(
+        command, cwd=source, env={**clean, "OPTLAYER_CUDA": "0", **variables}, capture_output=True, text=True
+    )
 
 
 @pytest.mark.parametrize(

@@ -427,7 +427,6 @@ def test_validate_compiles_once_for_all_batch_sizes() -> None:
 
 
 @pytest.mark.cuda
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_neither_checks_nor_residuals_wait_for_the_device() -> None:
     problem, point = planted_qp(5, 4, 2, batch=(6,), bounds=True, device="cuda")
     torch.cuda.synchronize()

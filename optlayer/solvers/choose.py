@@ -19,7 +19,7 @@ from torch import Tensor
 from .. import ops
 from ..errors import SettingsError, SolverError
 from ..kkt.program import Program
-from ..kkt.system import State, System
+from ..kkt.system import State, System, grain
 from ..status import Status
 from . import native, reference
 from .newton import Rules
@@ -35,11 +35,13 @@ DELTA = {torch.float64: 1e-12, torch.float32: 1e-7}
 def _native(backend: str, t: Tensor, rows: int) -> bool:
     """Whether the compiled engine takes a call with such tensors, (*batch, n), and so many rows."""
     if backend == "auto":
-        return native.available() and t.is_cpu and 0 < t.shape[-1] <= native.LARGEST - rows
+        largest = native.LARGEST if t.is_cpu else native.LARGEST_ON_CUDA
+        there = native.available() and (t.is_cpu or not native.obstacle(t.device))
+        return there and 0 < t.shape[-1] <= largest - rows
     if backend == "reference":
         return False
-    if not native.available() or not t.is_cpu:
-        why = native.why_not() or f"it runs on the cpu, the data are on {t.device}"
+    why = native.obstacle(t.device)
+    if why or not native.available():
         raise SettingsError(f"backend is 'native', but the compiled engine cannot be used: {why}")
     return t.shape[-1] > 0
 
@@ -49,13 +51,25 @@ def _qp(*arguments: Any) -> tuple[Tensor, ...]:
     rows = (0 if h is None else h.shape[-1]) + (0 if b is None else b.shape[-1])
     if _native(backend, q, rows):
         out, left = native.qp(*arguments)
-        if left:
+        if left > 0 or (left < 0 and _unsolved(out[5])):
             _solve_rest(out, arguments)
     else:
         out = _reference_qp(*arguments)
     if on_failure in ("raise", "warn"):
         _announce(out[5], arguments[:8], on_failure)
     return out
+
+
+def _unsolved(status: Tensor) -> bool:
+    """Whether the kernels of a GPU leave an element to the reference engine.
+
+    This waits for them, and is the only thing that does: one number is read for a whole batch.  A CUDA graph that is
+    being recorded cannot wait.  There such an element has made insufficient progress.
+    """
+    if torch.cuda.is_current_stream_capturing():
+        status.masked_fill_(status == Status.UNSOLVED, int(Status.INSUFFICIENT_PROGRESS))
+        return False
+    return status.numel() > 0 and int(status.amin()) == Status.UNSOLVED
 
 
 def _solve_rest(out: Sequence[Tensor], arguments: Sequence[Any]) -> None:
@@ -230,7 +244,7 @@ def _reference_kkt_solve(
         M = matrix(P, n, i)
         M = (M + M.mT) / 2 if P is not None else M
         C = torch.cat([matrix(A, p, i), matrix(G, m, i)], 1)
-        part = State.unpack(flat(state)[i], n, p + m)
+        part = State.unpack(flat(state)[i], n, p + m, grain(dtype))
         system = System(M, C, part, *((flat(index)[i], flat(factor)[i]) if kept else ()))
         u = system.solve(r[0][i], torch.cat([r[1][i], r[2][i]], 1), r[3][i])
         if not system.ok.all():

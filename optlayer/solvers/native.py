@@ -1,11 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The compiled engine: the operators of csrc/library.cpp, where the library is there.
+"""The compiled engines: the operators of csrc/library.cpp, where the libraries are there.
 
-    OPTLAYER_NATIVE=0          leave it alone
+    OPTLAYER_NATIVE=0          leave them alone
     OPTLAYER_ISA=NAME          run this instruction set of those that were built, not the best
     OPTLAYER_LIBRARY=PATH      load this file instead of the one in the package
+    OPTLAYER_CUDA=0            leave the engine for CUDA alone
+    OPTLAYER_CUDA_LIBRARY=PATH load this file instead of the one in the package
+    OPTLAYER_TEAM=8            threads of a GPU that work on one problem, instead of what its size suggests
 
-It solves float64 and float32 problems on the CPU.  What it cannot decide it leaves to another engine.
+They solve float64 and float32 problems on the CPU, and on GPUs where torch has CUDA.  What they cannot decide they
+leave to another engine.
 """
 
 from __future__ import annotations
@@ -20,7 +24,9 @@ from torch import Tensor
 from .. import ops
 
 FORMULATIONS = ("auto", "split", "range")  # in the order of csrc/qp/call.h
-LARGEST = 1024  # n + m + p beyond which torch's own matrix products and factorisations are as fast
+# n + m + p beyond which torch's own matrix products and factorisations are as fast.
+LARGEST = 1024
+LARGEST_ON_CUDA = 512
 
 
 class Build(NamedTuple):
@@ -33,25 +39,51 @@ class Build(NamedTuple):
     torch: str  # the oldest that will do
 
 
-def _load() -> Build | str:
-    """Load the library; or say why it is not there."""
+class CudaBuild(NamedTuple):
+    """What was compiled for CUDA."""
+
+    teams: str  # how many threads may work on one problem
+    architectures: str
+    toolkit: str
+
+
+def _load(kind: str, variable: str, info: str) -> dict[str, str] | str:
+    """Load a library and ask what it is; or say why it is not there."""
     if os.environ.get("OPTLAYER_NATIVE") == "0":
         return "OPTLAYER_NATIVE is 0"
-    given = os.environ.get("OPTLAYER_LIBRARY")
-    found = [Path(given)] if given else sorted(Path(__file__).parent.parent.glob("_native*.so"))
+    given = os.environ.get(variable)
+    found = [Path(given)] if given else sorted(Path(__file__).parent.parent.glob(f"_{kind}*.so"))
     if not found or not found[0].is_file():
         if given:
-            return f"OPTLAYER_LIBRARY is {given}, where there is no file"
+            return f"{variable} is {given}, where there is no file"
         return "it was not compiled when optlayer was installed"
     try:
         torch.ops.load_library(str(found[0]))
-        text = torch.ops.optlayer_native.info()
-    except (OSError, RuntimeError) as error:
+        text: str = getattr(torch.ops.optlayer_native, info)()
+    except (AttributeError, OSError, RuntimeError) as error:
         return f"{found[0].name}: {str(error).splitlines()[0]}"
-    return Build(**dict(line.split("=", 1) for line in text.splitlines()))
+    return dict(line.split("=", 1) for line in text.splitlines())
 
 
-_loaded = _load()
+def _load_native() -> Build | str:
+    found = _load("native", "OPTLAYER_LIBRARY", "info")
+    return found if isinstance(found, str) else Build(**found)
+
+
+def _load_cuda() -> CudaBuild | str:
+    """No CUDA is initialised here: processes may still be forked afterwards."""
+    if isinstance(_loaded, str):
+        return f"there is no compiled engine: {_loaded}"
+    if torch.version.cuda is None:
+        return "this torch has no CUDA"
+    if os.environ.get("OPTLAYER_CUDA") == "0":
+        return "OPTLAYER_CUDA is 0"
+    found = _load("cuda", "OPTLAYER_CUDA_LIBRARY", "cuda_info")
+    return found if isinstance(found, str) else CudaBuild(**found)
+
+
+_loaded = _load_native()
+_loaded_cuda = _load_cuda()
 
 
 def available() -> bool:
@@ -69,11 +101,31 @@ def why_not() -> str:
     return _loaded if isinstance(_loaded, str) else ""
 
 
+def cuda_build() -> CudaBuild | None:
+    """What was compiled for CUDA, or None."""
+    return _loaded_cuda if isinstance(_loaded_cuda, CudaBuild) else None
+
+
+def why_not_cuda() -> str:
+    """Why there is no compiled engine for CUDA; empty where there is one."""
+    return _loaded_cuda if isinstance(_loaded_cuda, str) else ""
+
+
+def obstacle(device: torch.device) -> str:
+    """Why no compiled engine runs on a device; empty where one does."""
+    if not available() or device.type == "cpu":
+        return why_not()
+    if device.type != "cuda":
+        return f"it runs on the cpu and on CUDA, the data are on {device}"
+    return why_not_cuda()
+
+
 def qp(*arguments: Any) -> tuple[tuple[Tensor, ...], int]:
     """``optlayer::qp`` for ``on_failure`` "nan" or "ignore".
 
     Args: those of the operator.
-    Returns: its outputs, and the number of elements with the status UNSOLVED, whose other outputs hold nothing.
+    Returns: its outputs, and the number of elements with the status UNSOLVED, whose other outputs hold nothing; -1
+        where that is still being computed, on CUDA.
     """
     form, nan = FORMULATIONS.index(arguments[16]), arguments[17] == "nan"
     out = _qp(*arguments[:15], form, nan, arguments[18])

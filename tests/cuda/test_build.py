@@ -1,0 +1,94 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The engine for CUDA without a GPU: it compiles, it loads, and its kernels keep to the resources they were given."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from optlayer.solvers import native
+
+ROOT = Path(__file__).resolve().parents[2]
+FOLDER = ROOT / "build" / "cuda"
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(shutil.which("nvcc") is None, reason="no CUDA compiler nvcc"),
+    pytest.mark.skipif(not native.available(), reason="there is no compiled engine"),
+]
+
+
+class Resources(NamedTuple):
+    """Of one thread: registers, and bytes of the stack, of spills and of the shared memory that the kernel declares."""
+
+    registers: int
+    stack: int
+    spilled: int
+    shared: int
+
+
+# The most that each kernel may use on architecture 9.0, by its team: eight warps a processor have 255 registers each.
+TABLE = {
+    ("Solver", 1): Resources(255, 2048, 256, 0),
+    ("Solver", 8): Resources(255, 2048, 256, 0),
+    ("Solver", 32): Resources(255, 2048, 256, 0),
+    ("Solver", 128): Resources(255, 2048, 256, 1024),
+    ("Adjoint", 1): Resources(255, 1024, 512, 0),
+    ("Adjoint", 8): Resources(255, 1024, 512, 0),
+    ("Adjoint", 32): Resources(255, 1024, 512, 0),
+    ("Adjoint", 128): Resources(255, 1024, 512, 1024),
+}
+
+
+@pytest.fixture(scope="module")
+def library() -> Path:
+    """Compiled for one architecture; only what changed since the last time."""
+    clean = {key: value for key, value in os.environ.items() if not key.startswith("OPTLAYER_")}
+    chosen = {"OPTLAYER_CUDA": "1", "OPTLAYER_CUDA_ARCHS": "90", "OPTLAYER_SETS": native.build().runs}  # type: ignore[union-attr]
+    command = [sys.executable, "setup.py", "-q", "build_ext", "--build-lib", "build/cuda_check"]
+    done = subprocess.run(command, cwd=ROOT, env={**clean, **chosen}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return ROOT / "build" / "cuda_check" / "optlayer" / "_cuda.abi3.so"
+
+
+def used(team: int) -> dict[str, Resources]:
+    """What ptxas said about each kernel of a team."""
+    found = {}
+    for part in (FOLDER / f"engine_{team}.log").read_text().split("Compiling entry function")[1:]:
+        name = re.search(r"(Solver|Adjoint)Id", part)
+        assert name is not None
+        most = {key: [int(n) for n in re.findall(rf"(\d+) {key}", part)] for key in ("bytes stack frame", "bytes smem")}
+        (registers,) = (int(n) for n in re.findall(r"Used (\d+) registers", part))
+        spilled = [int(a) for a in re.findall(r"(\d+) bytes spill stores", part)]
+        stack, shared = (max(numbers, default=0) for numbers in most.values())
+        found[name[1]] = Resources(registers, stack, sum(spilled), shared)
+    return found
+
+
+def test_registers_spills_and_shared_memory_are_within_the_table(library: Path) -> None:
+    assert library.exists()
+    for (kernel, team), most in TABLE.items():
+        assert kernel in used(team), f"no kernel {kernel} for teams of {team}"
+        assert all(a <= b for a, b in zip(used(team)[kernel], most, strict=True)), (kernel, team, used(team)[kernel])
+
+
+def test_it_loads_where_there_is_no_gpu(library: Path) -> None:
+    code = (
+        "import torch; from optlayer.solvers import native\n"
+        f"torch.ops.load_library({str(library)!r})\n"
+        "print(torch.ops.optlayer_native.cuda_info())\n"
+        "names = ('qp', 'kkt_solve', 'pull')\n"
+        "has = torch._C._dispatch_has_kernel_for_dispatch_key\n"
+        "print(all(has(f'optlayer_native::{name}', 'CUDA') for name in names))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert "teams=1, 8, 32, 128" in done.stdout and "architectures=90" in done.stdout
+    assert done.stdout.strip().endswith("True")
+    assert library.stat().st_size < 32 << 20
