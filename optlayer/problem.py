@@ -161,7 +161,7 @@ def validate(
         rank = len(shape) - core
         if rank < 0 or (shape[-1] != n and name not in ("h", "b")) or (name == "P" and shape[-2] != n):
             diagonal = name == "P" and rank >= 0 and shape[-1] == n and shape[-2] == 1 and entropy is not None
-            alone = name == "entropy" and rank > 0 and shape[-1] == 1
+            alone = name == "entropy" and rank >= 0 and shape[-1] == 1
             if not diagonal and not alone:
                 raise _misshapen(name, t, q, entropy is not None)
         alike = alike and (rank == 0 or shape[:rank] == lead)

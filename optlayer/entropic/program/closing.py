@@ -172,8 +172,7 @@ def _attempt(
         delta = delta + torch.where(rows & going, dv, 0.0)
         settled = settled | (norm(relative) <= _rounding(problem, base, x).clamp(min=QUADRATIC))
     force = problem.times_P(free * x) + base + tmv(C, delta)
-    log_x = torch.where(held, x.log(), -force / tau - 1)
-    x = _tail(x, log_x, held)
+    x, log_x = _tail(x, -force / tau - 1, held)
     sound = settled & kkt.ok & x.isfinite().all(-1) & log_x.isfinite().all(-1)
     v = multipliers + delta
     z_box = torch.where(lower | upper, -(force + tau * (log_x + 1)), 0.0)
@@ -189,9 +188,8 @@ def _attempt(
     right = sound & ~(flips[0].any(-1) | flips[1].any(-1) | flips[2].any(-1))
     surplus = _surplus(problem, p, x, kkt, held)
     weakest = _weakest(trial, p, interior)
-    flips = tuple(
-        torch.where(surplus.unsqueeze(-1), one, t & sound.unsqueeze(-1)) for t, one in zip(flips, weakest, strict=True)
-    )  # type: ignore[assignment]
+    astray = (surplus | ~sound).unsqueeze(-1)  # no signs to go by
+    flips = tuple(torch.where(astray, one, t) for t, one in zip(flips, weakest, strict=True))  # type: ignore[assignment]
 
     s, z = interior.s, interior.z
     sizes = force_size, slack_size
@@ -239,11 +237,12 @@ def _consistent(x: Tensor, force: Tensor, tau: Tensor, held: Tensor) -> tuple[Te
     return x, torch.where(small & (x <= TINY), formula, x.clamp(min=TINY).log())
 
 
-def _tail(x: Tensor, log_x: Tensor, held: Tensor) -> Tensor:
-    """x with the exponential of its logarithm where no row can tell the difference."""
-    exact = log_x.clamp(max=0).exp()
+def _tail(x: Tensor, formula: Tensor, held: Tensor) -> tuple[Tensor, Tensor]:
+    """x and its logarithm: where no row can tell the difference, log x is the formula's and x its exponential."""
     least = EPS / x.shape[1] * x.amax(-1, keepdim=True)
-    return torch.where(~held & (x < least) & (exact < least), exact, x)
+    exact = torch.minimum(formula, least.clamp(min=TINY).log()).exp()
+    tail = ~held & ((x < least) & (exact < least) | (x <= TINY))
+    return torch.where(tail, exact, x), torch.where(tail, formula, x.log())
 
 
 def _rounding(problem: Standard, force: Tensor, x: Tensor) -> Tensor:
@@ -289,8 +288,7 @@ def _central(problem: Standard, p: int, interior: Interior) -> Closed:
         center = Center(Interior(*parts), delta, box)
         error = torch.where(better.squeeze(-1), error_moved, error)
     at = center.at
-    log_x = torch.where(fixed, at.x.log(), -center.force(problem, base) / tau - 1)
-    x = _tail(at.x, log_x, fixed)
+    x, log_x = _tail(at.x, -center.force(problem, base) / tau - 1, fixed)
     w, w_box = _central_weights(problem, p, at)
     share = problem.lower * at.z_lower / at.s_lower
     return Closed(

@@ -40,7 +40,7 @@ class KKT:
         (B, k, n), self.has_rows = C.shape, C.shape[1] > 0
         self.W, self.root = W.unsqueeze(-1), W.sqrt().unsqueeze(-1)
         self.a = (1 / (1 + w)).unsqueeze(-1)
-        self.g = (1 - self.a).sqrt()
+        self.g = torch.where(w == torch.inf, 1.0, w / (1 + w)).sqrt().unsqueeze(-1)
         self.T = C * self.g * self.root.mT
         self.ok = torch.ones(B, dtype=torch.bool, device=C.device)
         self.L: Tensor | None = None
