@@ -23,7 +23,7 @@ struct Adjoint {
   OPTLAYER_METHOD Adjoint(const KktCall& given, Arena& arena)
       : call(given), n(given.n), m(given.m), p(given.p), r(given.m + given.p) {
     Q.lay_out(arena, n, m, p);
-    system.lay_out(arena, n, r);
+    system.lay_out(arena, n, r, call.single);
     state = arena.take<V>(2 * n + 2 * r + 2);
     for (V** t : {&rx, &r_box, &ux, &u_box}) *t = arena.take<V>(n);
     for (V** t : {&rv, &uv}) *t = arena.take<V>(r);

@@ -84,9 +84,9 @@ struct Polisher {
   V weak, merit;                 // weakly active rows and bounds; the contract
   Mask<V> ranged;                // K is to be factorised in the range space
 
-  OPTLAYER_METHOD void lay_out(Arena& arena, int n_, int r_, const Split<V>* shared = nullptr) {
+  OPTLAYER_METHOD void lay_out(Arena& arena, int n_, int r_, bool single, const Split<V>* shared) {
     n = n_, r = r_;
-    system.lay_out(arena, n, r, shared);
+    system.lay_out(arena, n, r, single, shared);
     for (V** t : {&x, &z_box, &w_box, &lower, &upper, &try_w_box, &right_x, &bound, &new_x, &new_box, &flip_lower, &flip_upper})
       *t = arena.take<V>(n);
     for (V** t : {&v, &w, &rows, &try_w, &new_v, &flip_rows}) *t = arena.take<V>(r);

@@ -34,7 +34,7 @@ struct Solver {
     const int n = call.n, m = call.m, p = call.p, r = m + p;
     Q.lay_out(arena, n, m, p);
     interior.lay_out(arena, n, r, p);
-    polisher.lay_out(arena, n, r, &interior.newton.split);
+    polisher.lay_out(arena, n, r, call.single, &interior.newton.split);
     for (V** vector : {&out_x, &out_box, &out_share}) *vector = arena.take<V>(n);
     for (V** vector : {&out_v, &out_s}) *vector = arena.take<V>(r);
     const bool unbounded = call.lb.data == nullptr && call.ub.data == nullptr;

@@ -6,7 +6,7 @@
 //         [ I  0  -D_box ]        z/s, the central value, for one that is weakly active
 //
 // Rows and bounds of weight 0 are not there, bounds of infinite weight are eliminated, the others sit on the diagonal
-// of P. What remains is regularised by rho = delta = 1e-12 and factorised by the weight split; every solve is refined
+// of P. What remains is regularised by rho = delta and factorised by the weight split; every solve is refined
 // against K itself. The units are powers of two, so a residual in scaled units is as exact as one in the caller's.
 #pragma once
 
@@ -18,16 +18,13 @@ namespace OPTLAYER_ISA {
 
 template <class V>
 struct System {
-  static constexpr double RHO = 1e-12, DELTA = 1e-12;  // of K's factor: two refinements reach rounding
   static constexpr double CAP = 1;  // the less of the rows is condensed, the more digits of P are kept
   static constexpr double CONDENSED = 1e8;  // the largest weight that may be condensed and leave P eight digits
   static constexpr double WORTHWHILE = 0.7;  // a refinement that leaves more than this of the residual is the last
   static constexpr double SLOWER = 1e3, NEAR_ROUNDING = 1e-11;  // so is one that gains that much less, near rounding
   static constexpr double INCONSISTENT = 1e-7;  // a right-hand side that leaves more is outside the range of K
   static constexpr double SURE = 1e-6;                 // a gain that the next refinement is sure to have again
-  static constexpr double SINGULAR = 1e-8;             // squared pivots of scaled data below this
   static constexpr double PURE = 1e-7;                 // of the whole: what is left of a part is 1e-4 of what was taken out
-  static constexpr double VANISHING = 1e-13;           // of a vector: K maps it to zero, but for rounding
   static constexpr int PASSES = 6;
   static constexpr int WHOLE = 24;  // rows in the range space up to which light ones are not left out
   static constexpr double ROUNDING = 4e-15;  // of the right-hand side: what is left is rounding
@@ -47,10 +44,15 @@ struct System {
   V *try_Px, *try_Aty, *try_Gtz, *try_Cx;
   V *right_x, *right_v;                     // a right-hand side that is projected
   V size;                                   // of the right-hand side
+  // What counts as zero in scaled data, which may have been rounded to float32: a zero eigenvalue of P is negative then.
+  double rho;         // regularises K, and is its delta: in float64 two refinements reach rounding
+  double tiny_pivot;  // squared: below it K may be singular
+  double vanishing;   // of a vector: K maps it to zero, but for rounding
   V first_Px, first_Cx;                     // norms at the start
 
   // The split's memory may be shared with another one that is not needed meanwhile.
-  OPTLAYER_METHOD void lay_out(Arena& arena, int n_, int r_, const Split<V>* shared = nullptr) {
+  OPTLAYER_METHOD void lay_out(Arena& arena, int n_, int r_, bool single, const Split<V>* shared = nullptr) {
+    rho = single ? 1e-6 : 1e-12, tiny_pivot = single ? 1e-3 : 1e-8, vanishing = single ? 1e-6 : 1e-13;
     n = n_, r = r_, slots = r_ < 2 * n_ ? r_ : 2 * n_, bare = bounded = false;
     if (shared == nullptr) {
       split.lay_out(arena, n, r, slots);
@@ -71,14 +73,14 @@ struct System {
       const Mask<V> here = w[i] > V(0);
       there[i] = select(here, V(1), V(0));
       compliance[i] = select(here, V(1) / w[i], V(0));
-      weight[i] = there[i] / (compliance[i] + V(DELTA));
+      weight[i] = there[i] / (compliance[i] + V(rho));
     }
     V most(0);
     for (int j = own(0); j < n; j += TEAM) {
       const Mask<V> loose = w_box[j] < V(INFINITY);
       free[j] = select(loose, V(1), V(0));
       stiff[j] = select(loose, w_box[j], V(0));
-      diagonal[j] = stiff[j] + V(RHO);
+      diagonal[j] = stiff[j] + V(rho);
       most = larger(w_box[j], most);
     }
     boxed = team_max(most) > V(0);
@@ -262,20 +264,20 @@ struct System {
   // Where K is singular, or so nearly that rho and delta make the difference: solutions are not unique, or multipliers.
   OPTLAYER_METHOD Mask<V> singular() const {
     Mask<V> found(false);
-    for (int j = own(0); j < n; j += TEAM) found = found || split.inv[j] * split.inv[j] * V(SINGULAR) > V(1);
+    for (int j = own(0); j < n; j += TEAM) found = found || split.inv[j] * split.inv[j] * V(tiny_pivot) > V(1);
     for (int s = own(0); s < split.k; s += TEAM) {
       const V reach = split.root[s] * split.inv_f[s];
-      found = found || reach * reach * V(SINGULAR) > V(1);
+      found = found || reach * reach * V(tiny_pivot) > V(1);
     }
     return team_any(found);
   }
 
   // The part of (try_x, try_v) that K maps to zero: (K + R)^-1 R, where R is the regularisation, leaves it as it is and
-  // 1e-12 of all else. Twice, that nearly singular directions are spared. Returns the lanes where K does so indeed.
+  // rho of all else. Twice, that nearly singular directions are spared. Returns the lanes where K does so indeed.
   OPTLAYER_METHOD Mask<V> null_part(const Program<V>& Q) {
     for (int pass = 0; pass < 2; pass++) {
-      for (int j = own(0); j < n; j += TEAM) try_a[j] = V(RHO) * free[j] * try_x[j];
-      for (int i = own(0); i < r; i += TEAM) try_b[i] = V(-DELTA) * there[i] * try_v[i];
+      for (int j = own(0); j < n; j += TEAM) try_a[j] = V(rho) * free[j] * try_x[j];
+      for (int i = own(0); i < r; i += TEAM) try_b[i] = V(-rho) * there[i] * try_v[i];
       solve_factored(Q, try_a, try_b, try_x, try_v);
     }
     for (int j = own(0); j < n; j += TEAM) try_x[j] *= free[j], try_Aty[j] = V(0);
@@ -285,7 +287,7 @@ struct System {
     V left(0);
     for (int j = own(0); j < n; j += TEAM) left = larger(free[j] * absolute(try_Px[j] + try_Aty[j] + stiff[j] * try_x[j]), left);
     for (int i = own(0); i < r; i += TEAM) left = larger(there[i] * absolute(try_Cx[i] - compliance[i] * try_v[i]), left);
-    return team_max(left) <= V(VANISHING) * larger(norm(try_x, n), norm(try_v, r));
+    return team_max(left) <= V(vanishing) * larger(norm(try_x, n), norm(try_v, r));
   }
 
   // Project the right-hand side on the range of K in the lanes of `lost`, to right_x and right_v, and solve again there.
@@ -296,16 +298,16 @@ struct System {
     for (int i = own(0); i < r; i += TEAM) right_v[i] = rv[i], keep_v[i] = v[i];
     Mask<V> going = lost;
     for (int pass = 0; pass < PASSES && any(going); pass++) {
-      for (int j = own(0); j < n; j += TEAM) try_x[j] = free[j] * right_x[j] * V(1 / RHO);
-      for (int i = own(0); i < r; i += TEAM) try_v[i] = select(there[i] > V(0), right_v[i] * V(-1 / DELTA), V(0));
+      for (int j = own(0); j < n; j += TEAM) try_x[j] = free[j] * right_x[j] * V(1 / rho);
+      for (int i = own(0); i < r; i += TEAM) try_v[i] = select(there[i] > V(0), right_v[i] * V(-1 / rho), V(0));
       going = going && null_part(Q);
       V most(0);
       for (int j = own(0); j < n; j += TEAM) {
-        const V part = select(going, V(RHO) * try_x[j], V(0));
+        const V part = select(going, V(rho) * try_x[j], V(0));
         right_x[j] -= part, most = larger(absolute(part), most);
       }
       for (int i = own(0); i < r; i += TEAM) {
-        const V part = select(going, V(-DELTA) * try_v[i], V(0));
+        const V part = select(going, V(-rho) * try_v[i], V(0));
         right_v[i] -= part, most = larger(absolute(part), most);
       }
       going = going && team_max(most) > V(PURE) * whole;

@@ -32,7 +32,7 @@ from .algebra import NONZERO, mv, norm, take
 from .program import Program
 from .scaling import Scaling
 from .split import SplitFactor
-from .system import State, System
+from .system import DOUBLE, Grain, State, System
 
 ROUNDS = 4
 REFINEMENTS = 10
@@ -110,8 +110,10 @@ class Attempt(NamedTuple):
     factors: Tensor | None
 
 
-def polish(problem: Program, p: int, live: Tensor, scaling: Scaling, interior: Interior, keep: bool) -> Face:
-    """Polish every element of a batch; live (B, r) masks the rows, `keep` asks for the factors."""
+def polish(
+    problem: Program, p: int, live: Tensor, scaling: Scaling, interior: Interior, keep: bool, grain: Grain = DOUBLE
+) -> Face:
+    """Polish every element; live (B, r) masks the rows, `keep` asks for the factors, `grain` is that of the data."""
     D, E, c = scaling
     B, n, device = problem.q.shape[0], problem.q.shape[1], problem.q.device
     r = problem.C.shape[1]
@@ -127,7 +129,7 @@ def polish(problem: Program, p: int, live: Tensor, scaling: Scaling, interior: I
     stale = torch.ones_like(sure)  # elements whose factors are not those of (w, w_box)
     todo = torch.arange(B, device=device)
     for _ in range(ROUNDS):
-        attempt = _attempt(trial, equality, keep)
+        attempt = _attempt(trial, equality, keep, grain)
         wrong = torch.cat([attempt.wrong_rows, attempt.wrong_lower, attempt.wrong_upper], 1).any(-1)
         good = (attempt.usable & ~wrong).nonzero().squeeze(-1)
         if good.numel():
@@ -148,7 +150,7 @@ def polish(problem: Program, p: int, live: Tensor, scaling: Scaling, interior: I
             lower=trial.lower ^ attempt.wrong_lower[again],
             upper=trial.upper ^ attempt.wrong_upper[again],
         )
-    state = State(scaling, w, w_box, torch.ones_like(c, dtype=torch.bool))
+    state = State(scaling, w, w_box, torch.ones_like(c, dtype=torch.bool), None, grain)
     face = Face(x, v, z_box, sure, weak, state, heavy, factors)
     return refactor(problem, face, stale.nonzero().squeeze(-1)) if keep else face
 
@@ -168,14 +170,14 @@ def _guess(problem: Program, p: int, live: Tensor, scaling: Scaling, interior: I
     return Trial(problem, scaling, live, interior, z_size, s_size, rows, lower & ~upper & free, upper & free)
 
 
-def _attempt(trial: Trial, equality: Tensor, keep: bool) -> Attempt:
+def _attempt(trial: Trial, equality: Tensor, keep: bool, grain: Grain) -> Attempt:
     """Solve the KKT conditions on the guessed active set and look at the signs they give."""
     (P, q, C, d, lb, ub), (D, E, c), live, interior, z_size, s_size, rows, lower, upper = trial
     fixed = lb == ub
     bound = torch.where(lower | fixed, lb, torch.where(upper, ub, 0.0))
     w = torch.zeros_like(E).masked_fill(rows, torch.inf)
     w_box = torch.zeros_like(D).masked_fill(lower | upper | fixed, torch.inf)
-    system = System(P, C, State(trial.scaling, w, w_box, torch.ones_like(c, dtype=torch.bool)))
+    system = System(P, C, State(trial.scaling, w, w_box, torch.ones_like(c, dtype=torch.bool), None, grain))
     start = (D * interior.x).unsqueeze(-1), (E * interior.v / c).unsqueeze(-1)
     rx, rv, r_box = (t.unsqueeze(-1) for t in (-q, d, bound))
     x, v, z_box = (t.squeeze(-1) for t in system.solve(rx, rv, r_box, start, REFINEMENTS))

@@ -7,7 +7,8 @@
         [ I  0  0  -D_box ]
 
 Rows and bounds of weight zero are not there: their multiplier does not move. Active bounds are eliminated, exactly;
-weakly active ones sit on the diagonal of P. What remains is regularised by rho = delta = 1e-12, factorised by the
+weakly active ones sit on the diagonal of P. What remains is regularised by rho = delta = 1e-12 (1e-6 for float32
+data, whose rounding may have turned a zero eigenvalue of P negative), factorised by the
 weight split in the equilibrated units of scaling.py, and every solve is refined against K itself, unscaled and
 unregularised.
 
@@ -25,17 +26,31 @@ from .algebra import mm
 from .scaling import Scaling
 from .split import SplitFactor
 
-RHO = DELTA = 1e-12  # with them two refinements reach 5e-8 on the hardest derivatives; 1e-10 would need ten
 CAP = 1.0  # less than the method's own: the less of the rows is condensed, the more digits of P a kept factor has
 REFINEMENTS = 4  # two are enough but for rows that share their weights
 WORTHWHILE = 0.7  # a refinement that leaves more than this of the residual is the last
 SLOWER, NEAR_ROUNDING = 1e3, 1e-11  # so is one that gains so many times less than the one before, near rounding
 INCONSISTENT = 1e-7  # a right-hand side that leaves more than this of itself is outside the range of K
-SINGULAR = 1e-8  # squared pivots of scaled data below this: solutions or multipliers may not be unique
-VANISHING = 1e-13  # of a vector: K maps it to zero, but for rounding
 PASSES = 6  # each leaves 1e-3 or 1e-4 of the part that it takes out
 PURE = 1e-7  # of the whole: a part below this is not looked at again
 ROUNDING = 2e-15  # of the right-hand side: what is left is rounding. 1e-14 costs 1e-7 where cond(P) = 1e12
+
+
+class Grain(NamedTuple):
+    """What counts as zero in scaled data, by the precision in which they were given."""
+
+    rho: float  # that regularises K, and delta
+    singular: float  # squared pivots below this: solutions or multipliers may not be unique
+    vanishing: float  # part of a vector that may be left where K maps it to zero
+
+
+DOUBLE = Grain(1e-12, 1e-8, 1e-13)  # two refinements reach 5e-8 on the hardest derivatives; rho = 1e-10 would need ten
+SINGLE = Grain(1e-6, 1e-3, 1e-6)
+
+
+def grain(dtype: torch.dtype) -> Grain:
+    """That of data of this dtype."""
+    return SINGLE if dtype == torch.float32 else DOUBLE
 
 
 class State(NamedTuple):
@@ -48,6 +63,7 @@ class State(NamedTuple):
     w_box: Tensor
     ok: Tensor
     cap: Tensor | None = None
+    grain: Grain = DOUBLE
 
     @staticmethod
     def size(n: int, rows: int) -> int:
@@ -64,10 +80,10 @@ class State(NamedTuple):
         return torch.cat([D, self.w_box, E, self.w, c, kind], 1)
 
     @classmethod
-    def unpack(cls, packed: Tensor, n: int, rows: int) -> State:
+    def unpack(cls, packed: Tensor, n: int, rows: int, grain: Grain = DOUBLE) -> State:
         """The state that was packed."""
         D, w_box, E, w, c, kind = packed.split([n, n, rows, rows, 1, 1], 1)
-        return cls(Scaling(D, E, c), w, w_box, kind > 0, torch.where(kind == 2, 0.0, CAP).to(D.dtype))
+        return cls(Scaling(D, E, c), w, w_box, kind > 0, torch.where(kind == 2, 0.0, CAP).to(D.dtype), grain)
 
 
 class System:
@@ -80,11 +96,11 @@ class System:
         self.bounded = bool((state.w_box > 0).any())
         columns = (D * self.free).unsqueeze(-2)
         scaled = C * E.unsqueeze(-1) * columns
-        w = (state.w.reciprocal() + DELTA).reciprocal()
+        w = (state.w.reciprocal() + state.grain.rho).reciprocal()
         cap = CAP if state.cap is None else state.cap
         if factors is None or heavy is None:
             H = P * c.unsqueeze(-1) * columns * columns.mT
-            diagonal = torch.where(self.free, state.w_box + RHO, 1.0)
+            diagonal = torch.where(self.free, state.w_box + state.grain.rho, 1.0)
             self.kernel = SplitFactor(H, scaled, w, diagonal, SplitFactor.sizes(C.shape[2], C.shape[1])[0], cap)
             self.ok = self.kernel.ok & state.ok.squeeze(-1)
         else:
@@ -131,17 +147,21 @@ class System:
     def singular(self) -> Tensor:
         """Where (B,) K is singular, or so nearly that rho and delta make the difference."""
         pivots, border = (t.diagonal(dim1=-2, dim2=-1).square() for t in (self.kernel.L, self.kernel.F))
-        dependent = border < SINGULAR * self.kernel.r.square()
-        return (pivots < SINGULAR).any(-1) | dependent.any(-1)
+        dependent = border < self.state.grain.singular * self.kernel.r.square()
+        return (pivots < self.state.grain.singular).any(-1) | dependent.any(-1)
 
     def _projected(self, rx: Tensor, rv: Tensor, which: Tensor, size: Tensor) -> tuple[Tensor, Tensor]:
         """The right-hand side without the part outside the range of K; `size` is its largest entry."""
-        (D, E, c), w = (t.unsqueeze(-1) for t in self.state.scaling), self.state.w.unsqueeze(-1)
+        (D, E, c), w, rho = (
+            (t.unsqueeze(-1) for t in self.state.scaling),
+            self.state.w.unsqueeze(-1),
+            self.state.grain.rho,
+        )
         bx, bv = torch.where(self.free.unsqueeze(-1), c * D * rx, 0.0), torch.where(w > 0, E * rv, 0.0)
         for _ in range(PASSES):
-            x, v, vanishes = self._null_part(bx / RHO, bv / -DELTA)
+            x, v, vanishes = self._null_part(bx / rho, bv / -rho)
             which = which & vanishes
-            x, v = torch.where(which, RHO * x, 0.0), torch.where(which, -DELTA * v, 0.0)
+            x, v = torch.where(which, rho * x, 0.0), torch.where(which, -rho * v, 0.0)
             bx, bv = bx - x, bv - v
             rx, rv = rx - x / (c * D), rv - v / E
             which = which & (torch.cat([x, v], 1).abs().amax(1, keepdim=True) > PURE * size)
@@ -167,20 +187,20 @@ class System:
     def _null_part(self, x: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The part of (x, v), in scaled units, that K maps to zero, and where K does so indeed.
 
-        (K + R)^-1 R, where R is the regularisation, leaves that part as it is and 1e-12 of all else. Twice, that nearly
+        (K + R)^-1 R, where R is the regularisation, leaves that part as it is and rho of all else. Twice, that nearly
         singular directions are spared.
         """
         (D, E, c), w, w_box = self.state.scaling, self.state.w.unsqueeze(-1), self.state.w_box.unsqueeze(-1)
         D, E, c = D.unsqueeze(-1), E.unsqueeze(-1), c.unsqueeze(-1)
-        free, there = self.free.unsqueeze(-1), w > 0
+        free, there, rho = self.free.unsqueeze(-1), w > 0, self.state.grain.rho
         for _ in range(2):
-            x, v = self.kernel.solve(torch.where(free, RHO * x, 0.0), torch.where(there, -DELTA * v, 0.0))
+            x, v = self.kernel.solve(torch.where(free, rho * x, 0.0), torch.where(there, -rho * v, 0.0))
         x = torch.where(free, x, 0.0)
         compliance = torch.where(there, w, 1.0).reciprocal()
         a = torch.where(free, c * D * mm(self.P, D * x) + D * mm(self.C.mT, E * v) + w_box * x, 0.0)
         b = torch.where(there, E * mm(self.C, D * x) - compliance * v, 0.0)
         left, whole = (torch.cat(t, 1).abs().amax(1, keepdim=True) for t in ((a, b), (x, v)))
-        return x, v, left <= VANISHING * whole
+        return x, v, left <= self.state.grain.vanishing * whole
 
     def _box(self, rx: Tensor, r_box: Tensor, ux: Tensor, uv: Tensor) -> Tensor:
         """What the bounds' multipliers move by."""

@@ -23,7 +23,7 @@ from ..kkt.program import Program
 from ..kkt.rangespace import RangeSpace, admissible
 from ..kkt.scaling import Scaling, equilibrate
 from ..kkt.split import SplitFactor
-from ..kkt.system import State
+from ..kkt.system import State, grain
 from ..problem import residuals
 from ..status import Status
 from .certificate import farkas
@@ -214,7 +214,7 @@ def _finish(
     if not everyone:
         part, live, inner = take(problem, which), live[which], take(interior, which)
         scaling = Scaling(*(t[which] for t in scaling))
-    face = polish(part, p, live, scaling, inner, keep)
+    face = polish(part, p, live, scaling, inner, keep, grain(rules.dtype))
     merit_polished = _merit(part, p, rules, face.x, face.v, face.z_box)
     better = face.sure & ~(merit_polished > merit[which].clamp(min=NO_WORSE))
     face = centralised(part, p, live, inner, face, (face.sure & ~better).nonzero().squeeze(-1))

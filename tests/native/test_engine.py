@@ -331,3 +331,23 @@ def test_solved_float32_is_optimal_without_bounds_too(backend: str) -> None:
     found = optlayer.solve_qp(*tensors[:2], A=tensors[2], b=tensors[3], backend=backend, on_failure="ignore")
     assert found.is_optimal()[found.solved].all()
     assert (found.status != Status.SOLVED).any()
+
+
+@ENGINES
+def test_a_singular_float32_matrix_has_a_derivative_whatever_its_rounding(backend: str) -> None:
+    """Rounding moves the zero eigenvalues of L L' to either side of zero, by some 1e-8: they count as zero.
+
+    Then P dx = -dq has many solutions for dq in the range of P, and the derivative is one of moderate size. 1e-5 is a
+    hundred times the rounding of the data.
+    """
+    L = torch.randn(50, 12, 6, generator=torch.Generator().manual_seed(1))
+    P, c = L @ L.mT, (L @ torch.randn(50, 6, 1, generator=torch.Generator().manual_seed(2))).squeeze(-1)
+    assert (torch.linalg.eigvalsh(P)[:, 0] < 0).any()
+    q = (P @ torch.ones(12)).requires_grad_()
+    found = optlayer.solve_qp(P, q, backend=backend)
+    assert found.solved.all()
+    (gradient,) = torch.autograd.grad(found.x, q, c)
+    left = (P.double() @ gradient.double().unsqueeze(-1)).squeeze(-1) + c.double()
+    assert (left.norm(dim=-1) <= 1e-5 * c.norm(dim=-1)).all()
+    shortest = torch.linalg.pinv(P.double(), rtol=1e-5) @ c.double().unsqueeze(-1)
+    assert (gradient.norm(dim=-1) <= 10 * shortest.squeeze(-1).norm(dim=-1)).all()
