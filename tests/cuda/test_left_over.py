@@ -1,0 +1,51 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the kernels of a GPU do not decide, on the CPU: an engine that tells as late as a GPU does stands in for them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import optlayer
+from optlayer import Status
+from optlayer.solvers import native
+from optlayer.testing import random_qp
+
+pytestmark = pytest.mark.skipif(not native.available(), reason="there is no compiled engine")
+LEFT = [1, 4]
+
+
+@pytest.fixture
+def solve(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """A solve whose engine leaves some elements UNSOLVED and does not count them."""
+    inner = native.qp
+
+    def qp(*arguments: Any) -> tuple[tuple[Tensor, ...], int]:
+        out, _ = inner(*arguments)
+        out[0][LEFT], out[5][LEFT] = torch.nan, int(Status.UNSOLVED)
+        return out, -1
+
+    P, q, *rest = random_qp(n=6, m=8, p=2, batch=(5,), seed=1).tensors
+    right = optlayer.solve_qp(P, q, *rest, backend="native")
+    monkeypatch.setattr(native, "qp", qp)
+    return right, lambda: optlayer.solve_qp(P, q, *rest, backend="native")
+
+
+def test_the_reference_engine_solves_what_is_left(solve: Any) -> None:
+    right, again = solve
+    found = again()
+    assert bool((found.status == Status.SOLVED).all())
+    torch.testing.assert_close(found.x, right.x, rtol=0, atol=1e-7)
+
+
+def test_while_a_graph_is_recorded_nothing_waits(solve: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+    right, again = solve
+    found = again()
+    others = [i for i in range(5) if i not in LEFT]
+    assert found.status[LEFT].tolist() == [Status.INSUFFICIENT_PROGRESS] * len(LEFT)
+    assert bool(found.x[LEFT].isnan().all())
+    assert torch.equal(found.x[others], right.x[others])
