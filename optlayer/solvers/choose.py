@@ -66,10 +66,15 @@ def _unsolved(status: Tensor) -> bool:
     This waits for them, and is the only thing that does: one number is read for a whole batch.  A CUDA graph that is
     being recorded cannot wait.  There such an element has made insufficient progress.
     """
-    if torch.cuda.is_current_stream_capturing():
+    if _recording(status):
         status.masked_fill_(status == Status.UNSOLVED, int(Status.INSUFFICIENT_PROGRESS))
         return False
     return status.numel() > 0 and int(status.amin()) == Status.UNSOLVED
+
+
+def _recording(t: Tensor) -> bool:
+    """Whether a CUDA graph records what happens to a tensor."""
+    return t.is_cuda and torch.cuda.is_current_stream_capturing()
 
 
 def _solve_rest(out: Sequence[Tensor], arguments: Sequence[Any]) -> None:
