@@ -47,7 +47,8 @@ def argmin(
         method: ``"newton"`` (the Hessian at every iterate, beyond 256 unknowns an element by its products) or
             ``"lbfgs"`` (values and gradients only).
         eps_abs, eps_rel: solved means max|g| <= eps_abs + eps_rel s for the gradient g.  For Newton
-            s = max_i sum_j |H_ij| |z_j|, for L-BFGS s = max|g(z0)|.  ``None``: 1e-9 for float64, 1e-5 for float32.
+            s = max_i sum_j |H_ij| |z_j|, for L-BFGS s = |dg| |z| / |dz| of the last step.  ``None``: 1e-9 for
+            float64, 1e-5 for float32.
         max_iter, on_failure, linsolve: as in :func:`root`.
 
     Returns:

@@ -114,10 +114,7 @@ def _measure(F: Callable[..., Tensor], z: Tensor, tensors: Sequence[Tensor]) -> 
     J = jacobian(F, z, tensors)
     factor = factorise(J, "lu")
     error = size(solve(factor, r, "lu", False)) / size(z).clamp(min=1)
-    finite = J.isfinite().all(-1).all(-1)
-    values = torch.linalg.svdvals(torch.where(finite[..., None, None], J, 0))
-    condition = torch.ones_like(r[..., 0]) if z.shape[-1] == 0 else values[..., 0] / values[..., -1]
-    condition = torch.where(finite & condition.isfinite(), condition, torch.inf)
+    condition = _condition(J) if z.shape[-1] else torch.ones_like(r.sum(-1))
     return Conditions(
         size(r).squeeze(-1),
         torch.where(factor[-1], error.squeeze(-1), torch.inf),
@@ -125,6 +122,14 @@ def _measure(F: Callable[..., Tensor], z: Tensor, tensors: Sequence[Tensor]) -> 
         condition,
         _coupling(F, z, tensors, J).squeeze(-1),
     )
+
+
+def _condition(J: Tensor) -> Tensor:
+    """The largest singular value over the least."""
+    finite = J.isfinite().all(-1).all(-1)
+    values = torch.linalg.svdvals(torch.where(finite[..., None, None], J, 0))
+    condition = values[..., 0] / values[..., -1]
+    return torch.where(finite & condition.isfinite(), condition, torch.inf)
 
 
 def _smoothness(F: Callable[..., Tensor], z: Tensor, tensors: Sequence[Tensor], r: Tensor) -> Tensor:

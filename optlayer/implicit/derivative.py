@@ -57,6 +57,8 @@ class Equation:
 
     def solve(self, r: Tensor, z: Tensor, tensors: Sequence[Tensor], transposed: bool) -> Tensor:
         """J^-1 r, or J^-T r if `transposed`, differentiable in r, z and the tensors."""
+        if z.shape[-1] == 0:
+            return r
         settings = concrete(self.settings, "lu" if z.shape[-1] <= LARGEST else "gmres")
         if settings.method in DIRECT:
             J = jacobian(self.F, z, tensors)
@@ -83,7 +85,8 @@ class Root(Function):
     @staticmethod
     def forward(equation: Equation, start: Tensor, *tensors: Tensor) -> Any:
         with full_precision(start.device.type):
-            point, status, iterations, residual = equation.solver(equation, start, tensors)
+            solver = equation.solver if start.shape[-1] else given
+            point, status, iterations, residual = solver(equation, start, tensors)
         announce(status, equation.on_failure, equation.what)
         value = point.clone()
         if equation.on_failure != "ignore":

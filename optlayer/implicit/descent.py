@@ -6,7 +6,7 @@
     lbfgs   step = -B g with the inverse B of the Hessian as the last differences of z and g tell it (Nocedal 1980)
 
 The residual is |g| in the infinity norm, small enough below eps_abs + eps_rel s.  For Newton s is the size of the terms
-of g, max_i sum_j |H_ij| |z_j|, as in newton.py; for L-BFGS |g| at the start.
+of g, max_i sum_j |H_ij| |z_j|, as in newton.py; for L-BFGS what the last step tells of it, |dg| |z| / |dz|.
 
 A step is taken when the value falls by a part of what the slope promises.  Near the minimiser rounding hides that fall;
 there a step is taken that makes the gradient smaller while the value stays the same but for rounding.
@@ -24,7 +24,7 @@ from .derivative import LARGEST, Equation
 from .iteration import SUFFICIENT, Run, State, backtrack, size, sound
 from .jacobian import adjoint_product, jacobian
 from .krylov import cg, divide, dot, norm
-from .newton import Result
+from .newton import Result, secant_scale
 from .solution import LinearSettings, Stop
 
 MEMORY = 10  # differences that L-BFGS keeps
@@ -79,7 +79,7 @@ def lbfgs(stop: Stop, linsolve: LinearSettings, equation: Equation, z: Tensor, t
     evaluate = _values(equation, tensors)
     z = sound(z)
     f, g = evaluate(z)
-    run, scale = Run(z, f, g), size(g)
+    run, scale = Run(z, f, g), torch.zeros_like(size(g))
     S: list[Tensor] = []
     Y: list[Tensor] = []
     fresh = torch.ones_like(run.active)
@@ -94,6 +94,7 @@ def lbfgs(stop: Stop, linsolve: LinearSettings, equation: Equation, z: Tensor, t
         run.end(stuck & fresh, Status.INSUFFICIENT_PROGRESS)
         run.step(going & ~stuck)
         s, y = z_new - z, g_new - g
+        scale = secant_scale(z_new, s, y, scale)
         curved = dot(s, y) > CURVED * norm(s) * norm(y)  # else the pair would spoil what is known
         S, Y = [*S[1 - MEMORY :], torch.where(curved, s, 0)], [*Y[1 - MEMORY :], torch.where(curved, y, 0)]
         S, Y = ([torch.where(stuck, 0, t) for t in ts] for ts in (S, Y))

@@ -17,6 +17,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from ..kkt.algebra import norm
+
 Factor = tuple[Tensor, ...]
 PROBES = 3
 
@@ -24,9 +26,9 @@ PROBES = 3
 def lu(A: Tensor) -> Factor:
     """(LU, pivots, rows, columns, ok) with diag(rows) A diag(columns) = P L U."""
     A, finite = _finite(A)
-    rows = _inverse(A.abs().amax(-1))
+    rows = _inverse(norm(A))
     M = rows.unsqueeze(-1) * A
-    columns = _inverse(M.abs().amax(-2))
+    columns = _inverse(norm(M.mT))
     M = M * columns.unsqueeze(-2)
     LU, pivots, info = torch.linalg.lu_factor_ex(M)
     probe = torch.linalg.lu_solve(LU, pivots, _probe(M))
@@ -57,6 +59,7 @@ def svd(A: Tensor) -> Factor:
 def lu_solve(factor: Factor, b: Tensor, transposed: bool) -> Tensor:
     """A^-1 b or A^-T b; b (*leading, *batch, n)."""
     LU, pivots, rows, columns, _ = factor
+    LU = LU.contiguous()  # torch 2.13 solves wrongly with a column-major LU[:, None], without a word
     before, after = (columns, rows) if transposed else (rows, columns)
     return after * _columns(lambda B: torch.linalg.lu_solve(LU, pivots, B, adjoint=transposed), before * b, LU)
 
@@ -126,5 +129,5 @@ def _probe(M: Tensor) -> Tensor:
 
 def _regular(M: Tensor, probe: Tensor) -> Tensor:
     """Whether the solution of the probe is as small as that of a matrix that eps cannot make singular."""
-    growth = M.abs().sum(-1).amax(-1) * probe.abs().amax(-1).amax(-1)
+    growth = norm(M.abs().sum(-1)) * norm(norm(probe))
     return growth * 4 * torch.finfo(M.dtype).eps < 1

@@ -11,6 +11,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from ..kkt.algebra import norm
 from ..status import Status
 
 SUFFICIENT = 1e-4  # of the decrease that the slope promises
@@ -21,7 +22,7 @@ State = tuple[Tensor, ...]
 
 def size(r: Tensor) -> Tensor:
     """The infinity norm, (*batch, 1)."""
-    return r.abs().amax(-1, keepdim=True) if r.shape[-1] else r.new_zeros(*r.shape[:-1], 1)
+    return norm(r).unsqueeze(-1)
 
 
 class Run:

@@ -70,9 +70,6 @@ def transpose(product: Callable[[Tensor], Any], v: Tensor) -> Callable[[Any], Te
 
 def jacobian(F: Function, z: Tensor, tensors: Sequence[Tensor]) -> Tensor:
     """dF/dz, (*batch, n, n), for z (*batch, n)."""
-    n = z.shape[-1]
-    if z.numel() == 0:
-        return z.new_zeros(*z.shape, n)
     return rows(adjoint_product(F, z, tensors), z)
 
 
@@ -81,6 +78,6 @@ def rows(product: Function, like: Tensor) -> Tensor:
     n, rank = like.shape[-1], like.dim() - 1
     unit = torch.eye(n, dtype=like.dtype, device=like.device)
     unit = unit.reshape(n, *(1,) * rank, n).expand(n, *like.shape)
-    chunk = max(1, CHUNK // like.numel())
+    chunk = max(1, CHUNK // max(1, like.numel()))
     M: Tensor = torch.func.vmap(product, chunk_size=None if chunk >= n else chunk)(unit)
     return M.movedim(0, -2)

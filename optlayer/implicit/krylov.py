@@ -18,6 +18,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from ..kkt import algebra
+
 Product = Callable[[Tensor], Tensor]
 RESTART = 40
 STALLED = 0.9  # a restarted cycle that leaves more than this of the residual has stagnated
@@ -30,10 +32,15 @@ def dot(a: Tensor, b: Tensor) -> Tensor:
 
 def norm(a: Tensor) -> Tensor:
     """The Euclidean norm, (*batch, 1), without overflow or underflow of the squares."""
-    size = a.abs().amax(-1, keepdim=True) if a.shape[-1] else a.new_zeros(*a.shape[:-1], 1)
+    size = algebra.norm(a).unsqueeze(-1)
     size = torch.where((size > 0) & size.isfinite(), size, 1)
     length: Tensor = size * torch.linalg.vector_norm(a / size, dim=-1, keepdim=True)
     return length
+
+
+def zero_counts(b: Tensor) -> Tensor:
+    """(*batch) int64, zero."""
+    return b.new_zeros(b.shape[:-1], dtype=torch.int64)
 
 
 def divide(a: Tensor, b: Tensor) -> Tensor:
@@ -44,7 +51,7 @@ def divide(a: Tensor, b: Tensor) -> Tensor:
 def cg(A: Product, b: Tensor, eps: float, max_iter: int) -> tuple[Tensor, Tensor]:
     """Conjugate gradients."""
     x, r, p = torch.zeros_like(b), b, b
-    rr, count = dot(r, r), torch.zeros_like(b[..., 0], dtype=torch.int64)
+    rr, count = dot(r, r), zero_counts(b)
     for _ in range(max_iter):
         going = rr > eps * eps
         if not going.any():
@@ -65,7 +72,7 @@ def cg(A: Product, b: Tensor, eps: float, max_iter: int) -> tuple[Tensor, Tensor
 def bicgstab(A: Product, b: Tensor, eps: float, max_iter: int) -> tuple[Tensor, Tensor]:
     """Stabilised biconjugate gradients (van der Vorst 1992); the best iterate is kept, for its residual jumps."""
     x, r, p = torch.zeros_like(b), b, b
-    rho, count = dot(b, r), torch.zeros_like(b[..., 0], dtype=torch.int64)
+    rho, count = dot(b, r), zero_counts(b)
     best, least = x, norm(r)
     going = least > eps
     for _ in range(max_iter):
@@ -93,7 +100,7 @@ def bicgstab(A: Product, b: Tensor, eps: float, max_iter: int) -> tuple[Tensor, 
 def gmres(A: Product, b: Tensor, eps: float, max_iter: int) -> tuple[Tensor, Tensor]:
     """Generalised minimal residuals (Saad and Schultz 1986), restarted after `RESTART` iterations."""
     x, r = torch.zeros_like(b), b
-    size, count = norm(r), torch.zeros_like(b[..., 0], dtype=torch.int64)
+    size, count = norm(r), zero_counts(b)
     going, left = size > eps, max_iter
     while left > 0 and going.any():
         steps = min(RESTART, left, b.shape[-1])
@@ -122,7 +129,7 @@ def _cycle(A: Product, r: Tensor, eps: float, steps: int, going: Tensor) -> tupl
     y = r.new_zeros(*batch, steps + 1)
     V[..., 0, :] = torch.where(going, divide(r, beta), 0)
     y[..., 0] = 1
-    count = torch.zeros_like(r[..., 0], dtype=torch.int64)
+    count = zero_counts(r)
     active = going
     taken = steps
     for k in range(steps):

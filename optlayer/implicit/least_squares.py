@@ -13,7 +13,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .krylov import Product, divide, dot, norm
+from .krylov import Product, divide, dot, norm, zero_counts
 
 
 def normal_cg(A: Product, At: Product, b: Tensor, eps: float, max_iter: int) -> tuple[Tensor, Tensor]:
@@ -21,7 +21,7 @@ def normal_cg(A: Product, At: Product, b: Tensor, eps: float, max_iter: int) -> 
     r, s = b, At(b)
     x, p = torch.zeros_like(s), s
     ss, size, squares = dot(s, s), norm(b), torch.zeros_like(dot(s, s))
-    count = torch.zeros_like(b[..., 0], dtype=torch.int64)
+    count = zero_counts(b)
     for _ in range(max_iter):
         going = (ss.sqrt() > eps * squares.sqrt() * norm(r)) & (ss > 0) & (norm(r) > eps * size)
         if not going.any():
@@ -53,7 +53,7 @@ def lsmr(A: Product, At: Product, b: Tensor, eps: float, max_iter: int) -> tuple
     Av = A(v)
     Ah, Ahbar = Av, torch.zeros_like(b)
     squares = alpha.square()  # grows to the squared Frobenius norm of A
-    count = torch.zeros_like(b[..., 0], dtype=torch.int64)
+    count = zero_counts(b)
     going = torch.ones_like(one, dtype=torch.bool)
     for _ in range(max_iter):
         left = norm(r)

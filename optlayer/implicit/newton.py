@@ -7,7 +7,8 @@
 
 The residual is |F| in the infinity norm.  It is small enough when it is below eps_abs + eps_rel s, where s is the size
 of the terms that F is made of.  Newton knows it, s = max_i sum_j |J_ij| |z_j| (|J z| where J is known by its products
-only): below eps_rel s the residual is that of a z with all entries off by eps_rel.  Broyden takes |F| at the start.
+only): below eps_rel s the residual is that of a z with all entries off by eps_rel.  Broyden learns s from its
+last step, |dF| |z| / |dz|.
 """
 
 from __future__ import annotations
@@ -29,13 +30,18 @@ from .system import MatrixFree
 
 FORCING = 1e-4  # residual of the linear systems of a step that are solved iteratively
 DAMPING = 1e-10  # where J is singular, of |J|^2
+SHORTEST = 8  # halvings of a step; |F| has a local minimum, not a root, where even these do not help
+LEAPS = 30  # times that an element may leave such a minimum by a whole step
 MEMORY = 50  # updates that Broyden's method keeps
 
 Result = tuple[Tensor, Tensor, Tensor, Tensor]
 
 
 def newton(stop: Stop, linsolve: LinearSettings, equation: Equation, z: Tensor, tensors: Sequence[Tensor]) -> Result:
-    """Newton's method; an element that has converged takes one step more if that helps, for it is at hand."""
+    """Newton's method; an element that has converged takes one step more if that helps, for it is at hand.
+
+    Where no part of a step makes |F| smaller the whole step is taken: a root may lie beyond.
+    """
 
     def evaluate(q: Tensor) -> State:
         return (equation.F(q, *tensors),)
@@ -43,7 +49,8 @@ def newton(stop: Stop, linsolve: LinearSettings, equation: Equation, z: Tensor, 
     settings = concrete(linsolve, "lu" if z.shape[-1] <= LARGEST else "gmres")
     z = sound(z)
     (r,) = evaluate(z)
-    run = Run(z, r)
+    run, leaps = Run(z, r), torch.zeros_like(r[..., :1])
+    best, least = z, r
     for k in range(stop.max_iter + 1):
         if not run.active.any():
             break
@@ -54,9 +61,16 @@ def newton(stop: Stop, linsolve: LinearSettings, equation: Equation, z: Tensor, 
         going = run.active
         if k == stop.max_iter or not going.any():
             break
-        z, (r,), stuck = backtrack(evaluate, _sufficient(r), z, (r,), step, going)
+        z, (r,), stuck = backtrack(evaluate, _sufficient(r), z, (r,), step, going, SHORTEST)
+        if stuck.any():
+            z, (r,), lost = backtrack(evaluate, _finite, z, (r,), step, stuck & (leaps < LEAPS))
+            leaps, stuck = leaps + stuck, stuck & (lost | (leaps >= LEAPS))
         run.step(going & ~stuck)
         run.end(stuck, Status.INSUFFICIENT_PROGRESS)
+        better = size(r) < size(least)
+        best, least = torch.where(better, z, best), torch.where(better, r, least)
+    solved = run.status == Status.SOLVED
+    z, r = torch.where(solved, z, best), torch.where(solved, r, least)
     return run.result(z, size(r))
 
 
@@ -66,6 +80,10 @@ def _smaller(r: Tensor) -> Callable[[Tensor, State], Tensor]:
 
 def _sufficient(r: Tensor) -> Callable[[Tensor, State], Tensor]:
     return lambda t, new: norm(new[0]) <= (1 - SUFFICIENT * t) * norm(r)
+
+
+def _finite(t: Tensor, new: State) -> Tensor:
+    return new[0].isfinite().all(-1, keepdim=True)
 
 
 def _step(
@@ -106,7 +124,7 @@ def broyden(stop: Stop, linsolve: LinearSettings, equation: Equation, z: Tensor,
 
     z = sound(z)
     (r,) = evaluate(z)
-    run, scale = Run(z, r), size(r)
+    run, scale = Run(z, r), torch.zeros_like(size(r))
     H = _Inverse(equation, z, tensors, r)
     fresh = torch.ones_like(run.active)
     for _ in range(stop.max_iter):
@@ -117,6 +135,7 @@ def broyden(stop: Stop, linsolve: LinearSettings, equation: Equation, z: Tensor,
         step = -H.times(r)
         z_new, (r_new,), stuck = backtrack(evaluate, _sufficient(r), z, (r,), step, going)
         run.end(stuck & fresh, Status.INSUFFICIENT_PROGRESS)
+        scale = secant_scale(z_new, z_new - z, r_new - r, scale)
         H.update(z_new - z, r_new - r)
         z, r = z_new, r_new
         run.step(going & ~stuck)
@@ -125,6 +144,11 @@ def broyden(stop: Stop, linsolve: LinearSettings, equation: Equation, z: Tensor,
             H.renew(fresh, equation, z, tensors, r)
     run.end(size(r) <= stop.tolerance(scale), Status.SOLVED)
     return run.result(z, size(r))
+
+
+def secant_scale(z: Tensor, dz: Tensor, dF: Tensor, otherwise: Tensor) -> Tensor:
+    """The size of the terms of F, as far as a step tells: |dF| |z| / |dz|."""
+    return torch.where(size(dz) > 0, divide(size(dF), size(dz)) * size(z), otherwise)
 
 
 class _Inverse:

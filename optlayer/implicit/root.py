@@ -48,8 +48,8 @@ def root(
         method: ``"newton"`` (the Jacobian at every iterate, beyond 256 unknowns an element by its products, and a line
             search on |F|) or ``"broyden"`` (the Jacobian at the start, updated from the values of F alone).
         eps_abs, eps_rel: solved means max|F(z)| <= eps_abs + eps_rel s.  For Newton s = max_i sum_j |J_ij| |z_j|, the
-            size of the terms of F, so that scaling F changes nothing; for Broyden s = max|F(z0)|.  ``None``: 1e-9 for
-            float64, 1e-5 for float32.
+            size of the terms of F, so that scaling F changes nothing; for Broyden s = |dF| |z| / |dz| of the last step.
+            ``None``: 1e-9 for float64, 1e-5 for float32.
         max_iter: limit on the iterations.
         on_failure: what to do about elements that are not solved: ``"nan"`` (fill them with NaN), ``"raise"``,
             ``"warn"`` or ``"ignore"`` (return the last iterate; its derivative is NaN, for it solves nothing).

@@ -1,0 +1,230 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What has no root or no derivative says so, element by element, and leaves its neighbours alone."""
+
+import math
+
+import pytest
+import torch
+
+from optlayer import ProblemError, SettingsError, SolverError, Status
+from optlayer.implicit import LinearSettings, Report, argmin, fixed_point, implicit, linear_solve, root
+
+SQUARES = torch.tensor([[4.0], [-1.0], [math.nan], [9.0]], dtype=torch.float64)
+
+
+def F(z, theta):
+    return z.square() - theta
+
+
+def ones(*shape, dtype=torch.float64):
+    return torch.ones(shape, dtype=dtype)
+
+
+def grad(value, *theta, **kwargs):
+    return torch.autograd.grad(value, theta, retain_graph=True, **kwargs)
+
+
+def test_each_element_has_its_status_and_failed_ones_are_nan():
+    solution = root(F, ones(4, 1), SQUARES, batch_dims=1)
+    assert solution.converged.tolist() == [True, False, False, True]
+    assert solution.status[1] in (Status.INSUFFICIENT_PROGRESS, Status.MAX_ITERATIONS)
+    assert solution.status[2] == Status.INVALID_DATA
+    assert solution.value[[0, 3]].flatten().tolist() == pytest.approx([2.0, 3.0], abs=1e-14)
+    assert solution.value[1:3].isnan().all()
+
+
+def test_a_bad_neighbour_changes_no_bit():
+    together = root(F, ones(4, 1), SQUARES, batch_dims=1).value
+    assert torch.equal(together[[0, 3]], root(F, ones(2, 1), SQUARES[[0, 3]], batch_dims=1).value)
+
+
+@pytest.mark.parametrize("linsolve", ["lu", "gmres"])
+def test_a_masked_loss_trains_on_and_an_unmasked_one_is_nan(linsolve):
+    theta, scale = SQUARES.clone().requires_grad_(), ones().requires_grad_()
+    solution = root(lambda z, t, s: z.square() - s * t, ones(4, 1), theta, scale, batch_dims=1, linsolve=linsolve)
+    own, shared = grad(solution.value[solution.converged].sum(), theta, scale)
+    assert own[[0, 3]].flatten().tolist() == pytest.approx([1 / 4, 1 / 6], rel=1e-14)
+    assert (own[1] == 0).all()
+    own, shared = grad(solution.value.sum(), theta, scale)
+    assert own.isnan().flatten().tolist() == [False, True, True, False]
+    assert shared.isnan()
+    # Data that are not finite spoil what they are multiplied with, so the shared gradient is asked for without them.
+    theta = SQUARES[:2].clone().requires_grad_()
+    solution = root(lambda z, t, s: z.square() - s * t, ones(2, 1), theta, scale, batch_dims=1, linsolve=linsolve)
+    assert grad(solution.value[0].sum(), scale)[0].item() == pytest.approx(1.0, rel=1e-14)
+
+
+def test_forward_mode_is_nan_for_failed_elements_only():
+    def solve(theta):
+        return root(F, ones(4, 1), theta, batch_dims=1).value
+
+    tangent = torch.func.jvp(solve, (SQUARES,), (ones(4, 1),))[1].flatten()
+    assert tangent.isnan().tolist() == [False, True, True, False]
+    assert tangent[[0, 3]].tolist() == pytest.approx([1 / 4, 1 / 6], rel=1e-14)
+
+
+def test_on_failure():
+    kwargs = {"batch_dims": 1}
+    with pytest.raises(SolverError, match="root failed for 2 of 4 elements; the first is element 1: INSUFFICIENT"):
+        root(F, ones(4, 1), SQUARES, on_failure="raise", **kwargs)
+    with pytest.warns(RuntimeWarning, match="root failed for 2 of 4"):
+        solution = root(F, ones(4, 1), SQUARES, on_failure="warn", **kwargs)
+    assert solution.value[1].isnan()
+    theta = SQUARES.clone().requires_grad_()
+    solution = root(F, ones(4, 1), theta, on_failure="ignore", **kwargs)
+    assert solution.value.isfinite().all() and not solution.converged[1]
+    assert solution.value[1].abs() < 0.5  # the best point, near the minimum of z^2 + 1
+    assert grad(solution.value.sum(), theta)[0][1].isnan()  # of a point that solves nothing
+
+
+@pytest.mark.parametrize("linsolve", ["lu", "cholesky", "gmres", "cg", "bicgstab"])
+def test_a_singular_jacobian_is_nan_and_reported(linsolve):
+    """z^2 = theta has no derivative at 0."""
+    theta = torch.tensor([[0.0], [4.0]], dtype=torch.float64, requires_grad=True)
+    report = Report()
+    z = implicit(F, theta.detach().sqrt(), theta, batch_dims=1, linsolve=linsolve, report=report)
+    (g,) = grad(z.sum(), theta)
+    assert g[0].isnan() and g[1].item() == pytest.approx(0.25)
+    assert report.method == linsolve
+    assert report.converged.tolist() == [False, True]
+    (g,) = grad(z[1].sum(), theta)
+    assert g.flatten().tolist() == pytest.approx([0.0, 0.25])
+
+
+def test_a_nearly_singular_jacobian_is_singular():
+    """eps makes this matrix singular, so that no digit of a derivative would be right."""
+    A = torch.tensor([[1.0, 1.0], [1.0, 1.0 + 2e-16]], dtype=torch.float64)
+    b = torch.tensor([1.0, 0.0], dtype=torch.float64, requires_grad=True)
+    z = implicit(lambda z, b: A @ z - b, ones(2), b)
+    assert grad(z.sum(), b)[0].isnan().all()
+
+
+def test_scaling_of_rows_and_columns_is_no_singularity():
+    d = torch.tensor([1e-200, 1.0, 1e150], dtype=torch.float64)
+    b = ones(3).requires_grad_()
+    z = implicit(lambda z, b: d * z - b, 1 / d, b)
+    assert torch.allclose(grad(z.sum(), b)[0], 1 / d, rtol=1e-14, atol=0)
+
+
+def test_a_failed_derivative_can_raise_or_warn():
+    theta = torch.zeros(1, dtype=torch.float64, requires_grad=True)
+    z = implicit(F, theta.detach(), theta, linsolve=LinearSettings(on_failure="raise"))
+    with pytest.raises(SolverError, match="the derivative of implicit failed for 1 of 1 elements"):
+        grad(z.sum(), theta)
+    z = implicit(F, theta.detach(), theta, linsolve=LinearSettings(on_failure="warn"))
+    with pytest.warns(RuntimeWarning, match="the derivative of implicit failed"):
+        assert grad(z.sum(), theta)[0].isnan()
+
+
+def test_an_iterative_solve_that_is_cut_short_is_reported_and_not_silent():
+    A = torch.randn(40, 40, dtype=torch.float64) + 7 * torch.eye(40, dtype=torch.float64)
+    b = torch.randn(40, dtype=torch.float64)
+    for method in ("gmres", "bicgstab", "lsmr", "normal_cg"):
+        solution = linear_solve(A, b, method=method, max_iter=3)
+        assert solution.status == Status.MAX_ITERATIONS and solution.iterations == 3
+        assert solution.value.isnan().all() and 1e-9 < solution.residual < 1
+        best = linear_solve(A, b, method=method, max_iter=3, on_failure="ignore")
+        assert best.value.isfinite().all() and not best.converged
+
+
+def test_a_point_that_is_not_finite_has_no_derivative():
+    theta = ones(2, 1).requires_grad_()
+    z = implicit(F, torch.tensor([[1.0], [math.nan]], dtype=torch.float64), theta, batch_dims=1)
+    assert z.isnan().flatten().tolist() == [False, True]
+    assert grad(z[0].sum(), theta)[0].flatten().tolist() == pytest.approx([0.5, 0.0])
+    assert grad(z.sum(), theta)[0].isnan().flatten().tolist() == [False, True]
+
+
+def test_an_iteration_that_diverges_says_so():
+    solution = fixed_point(lambda z, t: 3 * z + t, ones(1), ones(1), method="picard")
+    assert solution.status == Status.INSUFFICIENT_PROGRESS and solution.iterations < 30
+    cycle = fixed_point(lambda z: -z, ones(1), method="picard", max_iter=20)
+    assert cycle.status == Status.MAX_ITERATIONS and cycle.value.isnan().all()
+
+
+def test_a_stationary_point_that_is_no_minimiser_says_so():
+    start = torch.tensor([[0.0, 0.0], [1.0, 0.5]], dtype=torch.float64)
+    solution = argmin(lambda z: (z[..., 0].square() - 1).square() + z[..., 1].square(), start, batch_dims=1)
+    assert solution.status.tolist() == [Status.NON_CONVEX, Status.SOLVED]
+    assert solution.value[1].tolist() == pytest.approx([1.0, 0.0], abs=1e-12)
+
+
+W = torch.ones(2, dtype=torch.float64, requires_grad=True)
+LOST = "depends on a tensor that requires grad"
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda: implicit(lambda z: z - W, ones(2)),
+        lambda: root(lambda z: z - W, ones(2)),
+        lambda: fixed_point(lambda z: z / 2 + W, ones(2)),
+        lambda: argmin(lambda z: (z - W).square().sum(), ones(2)),
+        lambda: linear_solve(lambda v: W * v, ones(2)),
+        lambda: torch.func.grad(lambda W: implicit(lambda z: z - W, ones(2)).sum())(ones(2)),
+        lambda: torch.func.vmap(lambda W: implicit(lambda z: z - W, ones(2)))(ones(3, 2)),
+        lambda: implicit(lambda z, ts: z - ts[0], ones(2), [W]),  # hidden in a list
+    ],
+)
+def test_closures_over_what_is_differentiated_are_refused(call):
+    with pytest.raises(ProblemError, match=LOST):
+        call()
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.script")
+def test_closures_over_tangents_are_refused():
+    with pytest.raises(ProblemError, match=LOST):
+        torch.func.jvp(lambda W: implicit(lambda z: z - W, ones(2)), (ones(2),), (ones(2),))
+
+
+def test_closures_over_constants_are_welcome():
+    constant = ones(2)
+    assert root(lambda z: z - constant, torch.zeros(2, dtype=torch.float64)).value.tolist() == [1.0, 1.0]
+    with torch.no_grad():  # nothing is lost where nothing is differentiated
+        assert root(lambda z: z - W, torch.zeros(2, dtype=torch.float64)).converged
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: implicit(3, ones(2)), "F is int, expected a function"),
+        (lambda: implicit(F, [1.0], ones(1)), "z is list, expected a torch.Tensor"),
+        (lambda: implicit(F, torch.ones(2, dtype=torch.int64), ones(2)), "z is torch.int64, expected torch.float64"),
+        (lambda: root(F, ones(2), ones(2), batch_dims=2), "batch_dims is 2, expected an integer between 0 and 1"),
+        (lambda: root(F, ones(2), ones(2), batch_dims=True), "batch_dims is True"),
+        (lambda: root(lambda z, t: z.sum(), ones(2), ones(2)), r"F returns shape \(\), expected \(2,\)"),
+        (lambda: root(lambda z: z.float(), ones(2)), "F returns torch.float32 on cpu, expected torch.float64"),
+        (lambda: root(lambda z: None, ones(2)), "F returns NoneType, expected one tensor"),
+        (lambda: argmin(lambda z: z, ones(2, 3), batch_dims=1), r"f returns shape \(2, 3\), expected \(2,\)"),
+        (lambda: fixed_point(lambda z: z[:1], ones(2)), r"f returns shape \(1,\), expected \(2,\)"),
+        (lambda: linear_solve(ones(2, 2), 3.0), "b is float, expected a tensor"),
+        (lambda: linear_solve(ones(2, 2), ones(3)), r"A has shape \(2, 2\), expected \(\*batch, 3, n\)"),
+        (lambda: linear_solve(ones(2, 2), ones(2, dtype=torch.float32)), "A is torch.float64 on cpu, expected"),
+        (lambda: linear_solve(ones(3, 2, 2), ones(4, 2)), "do not broadcast"),
+        (lambda: linear_solve(ones(3, 2), ones(3), method="lu"), "A is 3 x 2 and method 'lu' is for square ones"),
+        (lambda: linear_solve(ones(2, 2), ones(2), ones(2)), "A is a matrix, yet 1 further arguments"),
+        (lambda: linear_solve(lambda v: v[..., :1], ones(2)), r"A returns shape \(1,\), expected \(2,\)"),
+    ],
+)
+def test_malformed_arguments_are_refused(call, message):
+    with pytest.raises(ProblemError, match=message):
+        call()
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: root(F, ones(2), ones(2), method="secant"), "method is 'secant', expected one of 'newton', 'broyden'"),
+        (lambda: root(F, ones(2), ones(2), linsolve=3), "linsolve is 3, expected a method's name"),
+        (lambda: root(F, ones(2), ones(2), linsolve="qr"), "method is 'qr', expected one of 'auto', 'lu'"),
+        (lambda: root(F, ones(2), ones(2), eps_abs=-1), "eps_abs is -1, expected"),
+        (lambda: root(F, ones(2), ones(2), max_iter=0), "max_iter is 0, expected an integer >= 1"),
+        (lambda: root(F, ones(2), ones(2), on_failure="print"), "on_failure is 'print', expected one of"),
+        (lambda: LinearSettings(eps=-1.0), "eps is -1.0, expected None or a finite number >= 0"),
+        (lambda: LinearSettings(max_iter=0), "max_iter is 0, expected an integer >= 1"),
+        (lambda: LinearSettings(on_failure="print"), "on_failure is 'print', expected one of"),
+    ],
+)
+def test_settings_out_of_range_are_refused(call, message):
+    with pytest.raises(SettingsError, match=message):
+        call()
