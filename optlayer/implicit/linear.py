@@ -13,7 +13,7 @@ from ..errors import ProblemError
 from .factor import factorise
 from .jacobian import rows
 from .mapping import DTYPES, Mapping
-from .solution import DIRECT, PSEUDO, ImplicitSolution, LinearSettings, Report
+from .solution import DIRECT, PSEUDO, ImplicitSolution, LinearSettings, Report, concrete
 from .system import Dense, MatrixFree, System, linear
 
 
@@ -122,9 +122,9 @@ def _function(A: Mapping, b: Tensor, n: int, settings: LinearSettings) -> Implic
 
 def _concrete(settings: LinearSettings, auto: str, m: int, n: int) -> LinearSettings:
     """The settings with a method in place of "auto", one that such a matrix has."""
-    method = auto if settings.method == "auto" else settings.method
-    if m != n and method not in PSEUDO:
+    settings = concrete(settings, auto)
+    if m != n and settings.method not in PSEUDO:
         raise ProblemError(
-            f"A is {m} x {n} and method {method!r} is for square ones, expected one of {', '.join(PSEUDO)}"
+            f"A is {m} x {n} and method {settings.method!r} is for square ones, expected one of {', '.join(PSEUDO)}"
         )
-    return LinearSettings(method, settings.eps, settings.max_iter, settings.on_failure)
+    return settings

@@ -35,9 +35,9 @@ class LinearSettings:
               rank): the matrix is formed and factorised;
             - ``"gmres"``, ``"bicgstab"``, ``"cg"`` (symmetric positive definite): products with the matrix alone;
             - ``"lsmr"``, ``"normal_cg"``: products with it and its transpose, least squares of least norm.
-        eps: an iterative solve has converged when |b - Ax| <= eps |b| (``"lsmr"`` and ``"normal_cg"``: also when
-            |A'(b - Ax)| <= eps |A| |b - Ax|), measured on the true residual; ``None``: 1e-9 for float64, 1e-5 for
-            float32.
+        eps: an iterative solve stops when |b - Ax| <= eps |b| (``"lsmr"`` and ``"normal_cg"``: also when
+            |A'(b - Ax)| <= eps |A| |b - Ax|), and has converged if the residual, computed anew from the result, is at
+            most ten times that; ``None``: 1e-9 for float64, 1e-5 for float32.
         max_iter: limit on the iterations of an iterative solve; ``None``: 10 n, at least 100.
         on_failure: what to do about elements that are not solved: ``"nan"`` (fill them with NaN), ``"raise"``,
             ``"warn"`` (NaN, and a warning) or ``"ignore"`` (return the best iterate).
