@@ -94,7 +94,7 @@ def test_every_second_derivative_is_the_finite_difference(curvature: str) -> Non
 
 @pytest.mark.parametrize("scale", [1.0, 10.0, 100.0])
 def test_gradients_along_random_directions_at_larger_costs(scale: float) -> None:
-    """The derivative along a direction, forward and reverse, against a central difference with the step 1e-6 / scale."""
+    """The derivative along a direction, forward and reverse, against a central difference of step 1e-6 / scale."""
     given = entropic("moment and rows", n=12, batch=3, scale=scale, curvature="full", seed=3)
     names = tuple(name for name in NAMES if name in given)
     values = tuple(given[name] for name in names)

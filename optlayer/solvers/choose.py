@@ -100,7 +100,7 @@ def _announce(status: Tensor, arguments: Sequence[Tensor | None], on_failure: st
         warnings.warn(message, RuntimeWarning, stacklevel=3)
 
 
-def _operator(kernel: Callable[..., tuple[Tensor, ...]]) -> Callable[..., tuple[Tensor, ...]]:
+def opaque(kernel: Callable[..., tuple[Tensor, ...]]) -> Callable[..., tuple[Tensor, ...]]:
     """The kernel without autograd's bookkeeping, which costs an eighth of the time of a small batch.
 
     The copies are ordinary tensors again, contiguous, and no two share a storage: operators may return nothing else.
@@ -115,7 +115,7 @@ def _operator(kernel: Callable[..., tuple[Tensor, ...]]) -> Callable[..., tuple[
     return operator
 
 
-@_operator
+@opaque
 def _reference_qp(
     P: Tensor | None,
     q: Tensor,
@@ -205,7 +205,7 @@ def _kkt_solve(*arguments: Any) -> tuple[Tensor, ...]:
     return _reference_kkt_solve(*arguments)
 
 
-@_operator
+@opaque
 def _reference_kkt_solve(
     P: Tensor | None,
     G: Tensor | None,

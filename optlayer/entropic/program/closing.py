@@ -48,7 +48,7 @@ class Closed(NamedTuple):
         lower_share: (B, n), how much of a move of the bounds is the lower one's.
         weak: (B,), the number of weakly active rows and bounds.
         sure: (B,), whether the active set is verified.
-        released: (B,), 1 where the active constraints depend on each other.
+        released: (B,), how many active constraints were taken out because the others already held them.
     """
 
     x: Tensor
@@ -94,26 +94,29 @@ class Interior(NamedTuple):
 def close(problem: Standard, parts: Layout, point: Point) -> Closed:
     """The closing of every element of the batch."""
     interior = _interior(parts, point)
-    out = _central(problem, parts.p, interior)
     trial = _guess(problem, parts.p, interior)
+    attempt, flips = _attempt(problem, parts.p, interior, trial)
+    out = attempt._replace(released=trial.released.clone())
     todo = torch.arange(out.x.shape[0], device=out.x.device)
     for _ in range(ROUNDS):
-        if todo.numel() == 0:
-            break
-        attempt, flips = _attempt(take(problem, todo), parts.p, take(interior, todo), trial)
-        attempt = attempt._replace(weak=attempt.weak + trial.released)
-        for which, names in (
-            (attempt.sure & (trial.released == 0), Closed._fields),
-            (attempt.sure & (trial.released > 0), ("x", "log_x", "rows", "z_box", "weak", "sure")),
-        ):
-            for name in names:
-                getattr(out, name)[todo[which]] = getattr(attempt, name)[which]
         again = (flips[0].any(-1) | flips[1].any(-1) | flips[2].any(-1)).nonzero().squeeze(-1)
+        if again.numel() == 0:
+            break
         todo, trial = todo[again], take(trial, again)
         rows, lower, upper = (a ^ b[again] for a, b in zip(trial[:3], flips, strict=True))
-        released = trial.released + attempt.released[again]
-        trial = trial._replace(rows=rows, lower=lower, upper=upper & ~lower, released=released)
-    return out
+        trial = trial._replace(rows=rows, lower=lower, upper=upper & ~lower, released=attempt.released[again])
+        attempt, flips = _attempt(take(problem, todo), parts.p, take(interior, todo), trial)
+        for whole, piece in zip(out, attempt, strict=True):
+            whole[todo[attempt.sure]] = piece[attempt.sure]
+    central = (~out.sure | (out.released > 0)).nonzero().squeeze(-1)
+    if central.numel():
+        middle = _central(take(problem, central), parts.p, take(interior, central))
+        sure = out.sure[central]
+        for name in ("w", "w_box", "lower_share"):
+            getattr(out, name)[central] = getattr(middle, name)
+        for whole, piece in zip(out, middle, strict=True):
+            whole[central[~sure]] = piece[~sure]
+    return out._replace(weak=out.weak + out.released)
 
 
 def _interior(parts: Layout, point: Point) -> Interior:
@@ -212,7 +215,7 @@ def _attempt(
         torch.where(weak_lower | weak_upper, w_lower / (w_lower + w_upper), lower.to(x.dtype)),
         weak_rows.sum(-1) + weak_lower.sum(-1) + weak_upper.sum(-1),
         right & ~surplus,
-        surplus.to(torch.int64),
+        trial.released + surplus,
     )
     return closed, flips
 

@@ -35,13 +35,14 @@ from torch import Tensor
 
 from ... import ops
 from ...errors import SolverError
-from ...kkt.algebra import NONZERO, dot, mm, mv, take, tmv
+from ...kkt.algebra import NONZERO, dot, mv, take, tmv
 from ...problem import residuals
-from ...solvers.choose import CHUNK, PROOF
+from ...solvers.choose import CHUNK, PROOF, opaque
 from ...status import Status
-from . import closing, interior_point
+from . import closing, interior_point, system
 from .kkt import KKT
 from .standard import Data, effective, judge, standardise
+from .system import State
 
 library = torch.library.Library("optlayer", "FRAGMENT")
 _TAGS = (torch.Tag.pt2_compliant_tag, torch.Tag.cudagraph_unsafe)
@@ -90,6 +91,7 @@ class Solved(NamedTuple):
 # ---- the program -----------------------------------------------------------------------------------------------------
 
 
+@opaque
 def _qp_kernel(
     P: Tensor | None,
     q: Tensor,
@@ -112,26 +114,25 @@ def _qp_kernel(
     m, p = 0 if h is None else h.shape[-1], 0 if b is None else b.shape[-1]
     rows = 0 if P is None else P.shape[-2]
     pieces = []
-    with torch.no_grad():
-        for part in parts_of(B, (m + p + rows + 12) * n, q.device):
+    for part in parts_of(B, (m + p + rows + 12) * n, q.device):
 
-            def block(t: Tensor | None, *core: int, part: slice = part, fill: float = 0.0) -> Tensor:
-                if t is None:
-                    return q.new_full((part.stop - part.start, *core), fill, dtype=torch.float64)
-                return t.expand(*batch, *core).reshape(B, *core)[part].to(torch.float64)
+        def block(t: Tensor | None, *core: int, part: slice = part, fill: float = 0.0) -> Tensor:
+            if t is None:
+                return q.new_full((part.stop - part.start, *core), fill, dtype=torch.float64)
+            return t.expand(*batch, *core).reshape(B, *core)[part].to(torch.float64)
 
-            data = Data(
-                None if P is None else block(P, rows, n),
-                block(q, n),
-                torch.cat([block(A, p, n), block(G, m, n)], 1),
-                torch.cat([block(b, p), block(h, m)], 1),
-                block(lb, n, fill=-torch.inf),
-                block(ub, n, fill=torch.inf),
-                block(tau, n),
-            )
-            if data.P is not None and rows == n:
-                data = data._replace(P=(data.P + data.P.mT) / 2)
-            pieces.append(_solve(data, p, eps_abs, eps_rel, max_iter, q.dtype, keep_factor))
+        data = Data(
+            None if P is None else block(P, rows, n),
+            block(q, n),
+            torch.cat([block(A, p, n), block(G, m, n)], 1),
+            torch.cat([block(b, p), block(h, m)], 1),
+            block(lb, n, fill=-torch.inf),
+            block(ub, n, fill=torch.inf),
+            block(tau, n),
+        )
+        if data.P is not None and rows == n:
+            data = data._replace(P=(data.P + data.P.mT) / 2)
+        pieces.append(_solve(data, p, eps_abs, eps_rel, max_iter, q.dtype, keep_factor))
     out = Solved(*(torch.cat(column) for column in zip(*pieces, strict=True)))
     failed = out.status != Status.SOLVED
     if on_failure in ("raise", "warn") and bool(failed.any()):
@@ -148,7 +149,7 @@ def _qp_kernel(
         x, v, z_box, log_x, s = (t.masked_fill(failed.unsqueeze(-1), torch.nan) for t in (x, v, z_box, log_x, s))
 
     def shaped(t: Tensor, dtype: torch.dtype = q.dtype) -> Tensor:
-        return t.to(dtype).reshape(batch + t.shape[1:]).clone(memory_format=torch.contiguous_format)
+        return t.to(dtype).reshape(batch + t.shape[1:])
 
     (y, z), (ray_y, ray_z) = (t.split([p, m], 1) for t in (v, out.ray))
     return (
@@ -300,45 +301,7 @@ def _report(status: Tensor, arguments: Sequence[Tensor | None]) -> str:
 # ---- the KKT matrix --------------------------------------------------------------------------------------------------
 
 
-class State(NamedTuple):
-    """What K is: share (B, n) = x / tau, w_box (B, n), w (B, k) of rows of unit norm, ok (B, 1)."""
-
-    share: Tensor
-    w_box: Tensor
-    w: Tensor
-    ok: Tensor
-
-    @staticmethod
-    def size(n: int, k: int) -> int:
-        """Entries of a packed state."""
-        return 2 * n + k + 1
-
-    def pack(self) -> Tensor:
-        """All vectors in one row for each element, (B, size)."""
-        return torch.cat([*self[:3], self.ok.to(self.w.dtype)], 1)
-
-    @classmethod
-    def unpack(cls, packed: Tensor, n: int, k: int) -> State:
-        """The state that was packed."""
-        share, w_box, w, ok = packed.split([n, n, k, 1], 1)
-        return cls(share, w_box, w, ok > 0)
-
-    def system(self, P: Tensor | None, C: Tensor, factors: Tensor | None = None) -> KKT:
-        """K, factorised, with rows scaled to unit norm."""
-        full = P is not None and P.shape[1] == P.shape[2]
-        stiffness = torch.where(self.w_box.isinf(), 0.0, self.w_box)
-        if P is not None and not full:
-            stiffness = stiffness + P.squeeze(1)
-        W = torch.where(self.w_box.isinf(), 0.0, self.share / (1 + self.share * stiffness))
-        return KKT(P if full else None, C * units(C).unsqueeze(-1), W, self.w, exact=True, factors=factors)
-
-
-def units(C: Tensor) -> Tensor:
-    """(B, k): what brings the rows to unit norm."""
-    length = torch.linalg.vector_norm(C, dim=-1)
-    return torch.where(length > 0, 1 / length.clamp(min=NONZERO), 1.0)
-
-
+@opaque
 def _kkt_kernel(
     P: Tensor | None,
     G: Tensor | None,
@@ -371,55 +334,20 @@ def _kkt_kernel(
 
     r = [columns(t) for t in rhs]
     out = []
-    with torch.no_grad():
-        for i in parts_of(B, (m + p + rows + 12) * n, rx.device):
-            M = None if P is None else matrix(P, rows, i)
-            M = (M + M.mT) / 2 if M is not None and rows == n else M
-            C = torch.cat([matrix(A, p, i), matrix(G, m, i)], 1)
-            system = State.unpack(flat(state)[i], n, p + m)
-            kept = flat(factor)[i] if factor.shape[-1] else None
-            out.append(_kkt_solve(M, C, system, kept, r[0][i], torch.cat([r[1][i], r[2][i]], 1), r[3][i]))
+    for i in parts_of(B, (m + p + rows + 12) * n, rx.device):
+        M = None if P is None else matrix(P, rows, i)
+        M = (M + M.mT) / 2 if M is not None and rows == n else M
+        C = torch.cat([matrix(A, p, i), matrix(G, m, i)], 1)
+        own_state = State.unpack(flat(state)[i], n, p + m)
+        kept = flat(factor)[i] if factor.shape[-1] else None
+        out.append(system.solve(M, C, own_state, kept, r[0][i], torch.cat([r[1][i], r[2][i]], 1), r[3][i]))
     ux, uv, u_box, t = (torch.cat(parts) for parts in zip(*out, strict=True))
 
     def shaped(t: Tensor) -> Tensor:
-        return t.permute(2, 0, 1).reshape(*batch, t.shape[1]).to(dtype).clone(memory_format=torch.contiguous_format)
+        return t.permute(2, 0, 1).reshape(*batch, t.shape[1]).to(dtype)
 
     uy, uz = uv.split([p, m], 1)
     return tuple(shaped(part) for part in (ux, uy, uz, u_box, t))
-
-
-def _kkt_solve(
-    P: Tensor | None, C: Tensor, state: State, factors: Tensor | None, rx: Tensor, rv: Tensor, r_box: Tensor
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """u_x, u_v, u_box, t for blocks of right-hand sides (B, ., R)."""
-    kkt, unit = state.system(P, C, factors), units(C).unsqueeze(-1)
-    share, w_box, there = state.share.unsqueeze(-1), state.w_box.unsqueeze(-1), state.w.unsqueeze(-1) > 0
-    held, bounded = w_box.isinf(), bool((state.w_box > 0).any())
-    full = P is not None and P.shape[1] == P.shape[2]
-
-    def times_P(x: Tensor) -> Tensor:
-        if P is None:
-            return torch.zeros_like(x)
-        return mm(P, x) if full else P.mT * x
-
-    force, target = rx, rv * unit
-    pinned = torch.where(held, r_box, 0.0)
-    if bounded:
-        force = force + torch.where((w_box > 0) & ~held, w_box * r_box, 0.0) - times_P(pinned)
-        target = target - unit * mm(C, pinned)
-    ux, uv = kkt.solve(force, torch.where(there, target, 0.0))
-    ux, uv = ux + pinned, unit * torch.where(there, uv, 0.0)
-    rest = rx - times_P(ux) - mm(C.mT, uv)
-    soft = torch.where((w_box > 0) & ~held, w_box * (ux - r_box), 0.0)
-    tiny = share < 1e-250
-    t = torch.where(tiny, torch.where(held, 0.0, rest - soft), ux / torch.where(tiny, 1.0, share))
-    u_box = torch.where(held, rest - t, soft)
-    ok = (state.ok.squeeze(-1) & kkt.ok)[:, None, None]
-    if not bool(ok.all()):
-        zero = torch.stack([(a == 0).all(1, keepdim=True) for a in (rx, rv, r_box)]).all(0)
-        nothing = torch.where(zero, 0.0, torch.nan).to(torch.float64)
-        ux, uv, u_box, t = (torch.where(ok, a, nothing) for a in (ux, uv, u_box, t))
-    return ux, uv, u_box, t
 
 
 # ---- shapes and vmap -------------------------------------------------------------------------------------------------
