@@ -2,35 +2,11 @@
 // The operators of the compiled engine, through torch's stable ABI: one library for every Python and every torch from
 // 2.10 on. optlayer/ops.py says what the operators mean, operators.h turns their tensors into the calls of qp/call.h, and
 // here a processor answers them.
-#include <torch/csrc/stable/library.h>
-
 #include <string>
 
 #include "operators.h"
 #include "qp/cpu/dispatch.h"
-
-STABLE_TORCH_LIBRARY(optlayer_native, m) {
-  // optlayer::qp; formulation is 0 auto, 1 split, 2 range. `unsolved` counts the elements whose status is UNSOLVED:
-  // the engine leaves them to another, and only their status is written. It is -1 where that is to be looked up.
-  m.def(
-      "qp(Tensor? P, Tensor q, Tensor? G, Tensor? h, Tensor? A, Tensor? b, Tensor? lb, Tensor? ub, "
-      "Tensor? x0, Tensor? y0, Tensor? z0, Tensor? z_box0, "
-      "float eps_abs, float eps_rel, int max_iter, int formulation, bool nan_failures, bool keep_factor) -> "
-      "(Tensor x, Tensor y, Tensor z, Tensor z_box, Tensor s, Tensor status, Tensor iterations, Tensor weakly_active, "
-      "Tensor lower_share, Tensor ray_x, Tensor ray_y, Tensor ray_z, Tensor ray_box, "
-      "Tensor state, Tensor factor, Tensor index, int unsolved)");
-  // optlayer::kkt_solve.
-  m.def(
-      "kkt_solve(Tensor? P, Tensor? G, Tensor? A, Tensor state, Tensor factor, Tensor index, "
-      "Tensor rx, Tensor ry, Tensor rz, Tensor r_box) -> (Tensor ux, Tensor uy, Tensor uz, Tensor u_box)");
-  // The gradients of P, G, A for w = (x, y, z) and u, all with the same batch dimensions: each is 0 not wanted (an empty
-  // tensor), 1 one for every element, 2 the sum over all of them.
-  m.def(
-      "pull(Tensor x, Tensor y, Tensor z, Tensor ux, Tensor uy, Tensor uz, int P, int G, int A) -> "
-      "(Tensor dP, Tensor dG, Tensor dA)");
-  // What was built and what runs, as lines "key=value".
-  m.def("info() -> str");
-}
+#include "schemas.h"
 
 namespace optlayer {
 namespace {
@@ -41,17 +17,7 @@ constexpr int64_t MOST_PIECES = 64;
 constexpr int64_t MOST_PARTIAL = 1 << 22;  // numbers in the sums of all pieces
 
 struct Processor {
-  static Place place(const Tensor&) { return {aoti_torch_device_type_cpu(), 0, tabulate}; }
-
-  static void tabulate(const Place&, const Batch& batch, const int64_t* strides, int64_t* offsets) {
-    int64_t filled = 1;
-    offsets[0] = 0;
-    for (int64_t d = batch.rank - 1, block = 1; d >= 0; d--) {  // the first `block` offsets are those of the last dimensions
-      for (; filled < block * batch.size[d]; filled++)
-        offsets[filled] = offsets[filled % block] + filled / block * strides[d];
-      block = filled;
-    }
-  }
+  static Place place(const Tensor&) { return {aoti_torch_device_type_cpu(), 0, tabulate_on_host}; }
 
   static int64_t solve(const Place&, const SolveCall& call) {
     const Kernels& use = kernels(call.B, call.n, call.m + call.p);

@@ -69,6 +69,16 @@ struct Place {
   void (*tabulate)(const Place&, const Batch&, const int64_t* strides, int64_t* offsets);
 };
 
+inline void tabulate_on_host(const Place&, const Batch& batch, const int64_t* strides, int64_t* offsets) {
+  int64_t filled = 1;
+  offsets[0] = 0;
+  for (int64_t d = batch.rank - 1, block = 1; d >= 0; d--) {  // the first `block` offsets are those of the last dimensions
+    for (; filled < block * batch.size[d]; filled++)
+      offsets[filled] = offsets[filled % block] + filled / block * strides[d];
+    block = filled;
+  }
+}
+
 // A new contiguous tensor of shape (*batch, last), or of the shape of the batch where `last` is negative.
 inline Tensor make(const Place& place, const Batch& batch, int64_t last, ScalarType type) {
   int64_t size[MOST_DIMENSIONS + 1], stride[MOST_DIMENSIONS + 1];

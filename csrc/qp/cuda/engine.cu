@@ -24,26 +24,6 @@ __global__ void __launch_bounds__(THREADS, BLOCKS)
 }
 
 template <class Worker, class Call>
-static Need need(const Call& call) {
-  const int64_t n = call.n, r = call.m + call.p;
-  Need sizes;
-  sizes.vector = (size_t)(2 * n + r > 2 ? 2 * (n + r) + 2 : 4) * sizeof(double);
-  Room nothing;
-  nothing.vector = sizes.vector;
-  Arena arena(nullptr, nullptr, nothing);
-  Worker worker(call, arena);
-  sizes.all = arena.used(), sizes.vectors = arena.vectors();
-  return sizes;
-}
-
-template <class Worker, class Call>
-static size_t slow(const Call& call, const Room& room) {
-  Arena arena(nullptr, nullptr, room);
-  Worker worker(call, arena);
-  return (arena.used() + 127) / 128 * 128;
-}
-
-template <class Worker, class Call>
 static cudaError_t launch(const Call& call, const Grounds& grounds, cudaStream_t stream) {
   const Mapping& to = grounds.mapping;
   worker_kernel<Worker, Call><<<to.blocks, to.threads, to.fast, stream>>>(call, grounds);

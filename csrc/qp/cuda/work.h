@@ -5,9 +5,31 @@
 
 #include "../adjoint.h"
 #include "../solve.h"
+#include "mapping.h"
 
 namespace optlayer {
 namespace OPTLAYER_ISA {
+
+// What a call needs of memory for each team, and how much of that is slow where there is so much room in the fast one.
+template <class Worker, class Call>
+static Need need(const Call& call) {
+  const int64_t n = call.n, r = call.m + call.p;
+  Need sizes;
+  sizes.vector = (size_t)(2 * n + r > 2 ? 2 * (n + r) + 2 : 4) * sizeof(double);
+  Room nothing;
+  nothing.vector = sizes.vector;
+  Arena arena(nullptr, nullptr, nothing);
+  Worker worker(call, arena);
+  sizes.all = arena.used(), sizes.vectors = arena.vectors();
+  return sizes;
+}
+
+template <class Worker, class Call>
+static size_t slow(const Call& call, const Room& room) {
+  Arena arena(nullptr, nullptr, room);
+  Worker worker(call, arena);
+  return (arena.used() + 127) / 128 * 128;
+}
 
 // `Worker` is a Solver or an Adjoint: it lays its workspace out once, and what the batch shares is set up once a team.
 template <class Worker, class Call>

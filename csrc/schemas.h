@@ -1,0 +1,28 @@
+// SPDX-License-Identifier: Apache-2.0
+// What the operators of the compiled engine are called and take. One source of a library includes it.
+#pragma once
+
+#include <torch/csrc/stable/library.h>
+
+STABLE_TORCH_LIBRARY(optlayer_native, m) {
+  // optlayer::qp; formulation is 0 auto, 1 split, 2 range. `unsolved` counts the elements whose status is UNSOLVED:
+  // the engine leaves them to another, and only their status is written. It is -1 where that is to be looked up.
+  m.def(
+      "qp(Tensor? P, Tensor q, Tensor? G, Tensor? h, Tensor? A, Tensor? b, Tensor? lb, Tensor? ub, "
+      "Tensor? x0, Tensor? y0, Tensor? z0, Tensor? z_box0, "
+      "float eps_abs, float eps_rel, int max_iter, int formulation, bool nan_failures, bool keep_factor) -> "
+      "(Tensor x, Tensor y, Tensor z, Tensor z_box, Tensor s, Tensor status, Tensor iterations, Tensor weakly_active, "
+      "Tensor lower_share, Tensor ray_x, Tensor ray_y, Tensor ray_z, Tensor ray_box, "
+      "Tensor state, Tensor factor, Tensor index, int unsolved)");
+  // optlayer::kkt_solve.
+  m.def(
+      "kkt_solve(Tensor? P, Tensor? G, Tensor? A, Tensor state, Tensor factor, Tensor index, "
+      "Tensor rx, Tensor ry, Tensor rz, Tensor r_box) -> (Tensor ux, Tensor uy, Tensor uz, Tensor u_box)");
+  // The gradients of P, G, A for w = (x, y, z) and u, all with the same batch dimensions: each is 0 not wanted (an empty
+  // tensor), 1 one for every element, 2 the sum over all of them.
+  m.def(
+      "pull(Tensor x, Tensor y, Tensor z, Tensor ux, Tensor uy, Tensor uz, int P, int G, int A) -> "
+      "(Tensor dP, Tensor dG, Tensor dA)");
+  // What was built and what runs, as lines "key=value".
+  m.def("info() -> str");
+}
