@@ -115,6 +115,14 @@ def primals(ctx: Any) -> list[Any]:
     return [None if t is None else forward_ad.unpack_dual(t, level=0).primal for t in ctx.saved_tensors]
 
 
+def alive(tensors: Sequence[Any]) -> list[Any]:
+    """Tensors, for a backward that calls torch.func, without the wrappers of transforms that have ended.
+
+    Backward may run after the transform that recorded it, and torch.func would wrap what is dead once more.
+    """
+    return [torch._C._functorch.unwrap_if_dead(t) if isinstance(t, Tensor) else t for t in tensors]
+
+
 def forward_mode() -> contextlib.AbstractContextManager[Any]:
     """Forward mode, switched on again inside a jvp.
 

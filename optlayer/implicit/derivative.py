@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from ..derivative.tracing import apply, bare, eager, forward_mode, full_precision, primals, save
+from ..derivative.tracing import alive, apply, bare, eager, forward_mode, full_precision, primals, save
 from ..status import Status
 from .factor import factorise
 from .jacobian import adjoint_product, jacobian, pull, push
@@ -103,8 +103,8 @@ class Root(Function):
 
     @staticmethod
     def backward(ctx: Any, *cotangents: Any) -> Any:
-        value, status, point, *tensors = ctx.saved_tensors
-        equation, g, wants = ctx.equation, cotangents[0], ctx.needs_input_grad
+        g, value, status, point, *tensors = alive((cotangents[0], *ctx.saved_tensors))
+        equation, wants = ctx.equation, ctx.needs_input_grad
         if g is None or not any(wants[2:]):
             return (None,) * len(wants)
         with full_precision(value.device.type):
@@ -116,8 +116,8 @@ class Root(Function):
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> Any:
-        value, status, point, *tensors = primals(ctx)
-        equation, changes = ctx.equation, tangents[2:]
+        value, status, point, *tensors = alive(primals(ctx))
+        equation, changes = ctx.equation, alive(tangents[2:])
         if all(dt is None for dt in changes):
             return (None,) * 5
         with full_precision(value.device.type), forward_mode():

@@ -31,7 +31,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 from .. import ops
-from ..derivative.tracing import apply, forward_mode, full_precision, primals, save
+from ..derivative.tracing import alive, apply, forward_mode, full_precision, primals, save
 from ..derivative.variation import add, matvec, summed
 from ..status import Status
 from .factor import CORES, solve
@@ -153,8 +153,8 @@ class Linear(Function):
 
     @staticmethod
     def backward(ctx: Any, *cotangents: Any) -> Any:
-        b, x, status, *tensors = ctx.saved_tensors
-        system, g, wants = ctx.system, cotangents[0], ctx.needs_input_grad
+        g, b, x, status, *tensors = alive((cotangents[0], *ctx.saved_tensors))
+        system, wants = ctx.system, ctx.needs_input_grad
         if g is None:
             return (None,) * len(wants)
         with full_precision(b.device.type):
@@ -174,8 +174,8 @@ class Linear(Function):
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> Any:
-        b, x, status, *tensors = primals(ctx)
-        system, db, changes = ctx.system, tangents[1], tangents[2:]
+        b, x, status, *tensors = alive(primals(ctx))
+        system, (db, *changes) = ctx.system, alive(tangents[1:])
         varies = any(dt is not None for dt in changes)
         with full_precision(b.device.type), forward_mode():
             r = torch.zeros_like(b) if db is None else db
