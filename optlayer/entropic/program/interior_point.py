@@ -33,6 +33,7 @@ LEAST = 1e-150  # no slack or multiplier falls below it, so that products do not
 GAP = 1e4  # gaps count this many times: x is off by the square root of the gap where a constraint is weakly active
 FLOOR = 1e-6  # rounding may excuse no larger residual
 PROOF = 1e-8  # a certificate is believed that excludes every feasible x up to 1e8 times the size of the iterate
+NEAR, PATIENCE = 1e-4, 12  # so near the solution, so many iterations without a smaller error are rounding at work
 DOUBTFUL = 1e-6  # an iterate nearer to the solution than this is none of an infeasible problem
 
 
@@ -123,6 +124,7 @@ def iterate(problem: Standard, p: int, rules: Rules) -> Outcome:
     least = point.slack[:, : parts.n].amax(-1) * 1e-10  # without equalities x may vanish
     step: tuple[Tensor, Tensor] | None = None
     broken = torch.zeros_like(index, dtype=torch.bool)
+    best, since = torch.full_like(least, torch.inf), torch.zeros_like(index)
     for iteration in range(rules.max_iter + 1):
         if index.numel() == 0:
             break
@@ -131,22 +133,32 @@ def iterate(problem: Standard, p: int, rules: Rules) -> Outcome:
         broken = broken | ~r.error.isfinite()
         certified, ray = _certificate(problem, parts, point, step, r.size)
         certified = certified & (r.error > DOUBTFUL) & ~solved
-        done = solved | broken | certified
+        better = r.error < best
+        best, since = torch.where(better, r.error, best), torch.where(better, 0, since + 1)
+        stuck = (best < NEAR) & (since >= PATIENCE)
+        done = solved | broken | certified | stuck
         if bool(done.any()):
             verdict = torch.where(solved, int(Status.SOLVED), int(Status.NUMERICAL_ERROR))
             verdict = torch.where(certified, int(Status.PRIMAL_INFEASIBLE), verdict)
+            verdict = torch.where(stuck & ~solved, int(Status.INSUFFICIENT_PROGRESS), verdict)
             which = index[done]
             whole.status[which] = verdict[done]
             whole.ray[which] = torch.where(certified.unsqueeze(-1), ray, 0.0)[done]
-            _write(whole.point, which, take(point, done))
+            ends = done & (solved | (best >= NEAR))  # others have left their best point
+            _write(whole.point, index[ends], take(point, ends))
             left = (~done).nonzero().squeeze(-1)
             index, problem, parts = take(index, left), take(problem, left), take(parts, left)
             point, least, r = take(point, left), take(least, left), take(r, left)
+            best, since, better = best[left], since[left], better[left]
+        near = better & (best < NEAR)
+        if bool(near.any()):
+            _write(whole.point, index[near], take(point, near))
         if iteration == rules.max_iter or index.numel() == 0:
             break
         whole.iterations[index] += 1
         point, step, broken = _step(problem, parts, point, r, _is_centring(iteration))
-    _write(whole.point, index, point)
+    far = best >= NEAR
+    _write(whole.point, index[far], take(point, far))
     return whole
 
 
