@@ -144,7 +144,9 @@ OPTLAYER_INLINE T over_warps(T a, F f OPTLAYER_ALSO_CALLER) {
   for (int w = 1; w < TEAM / 32; w++) total = f(total, emulated_value(a, 32 * w OPTLAYER_AT));
   return total;
 }
-OPTLAYER_INLINE unsigned long long fetch_add(unsigned long long* counter) { return (*counter)++; }
+OPTLAYER_INLINE unsigned long long fetch_add(unsigned long long* counter) {
+  return __atomic_fetch_add(counter, 1ull, __ATOMIC_RELAXED);
+}
 
 #endif
 
