@@ -36,12 +36,12 @@ struct Interior {
   Mask<V> infeasible, unbounded;
   bool went_on;       // after the last attempt to finish: what that left in the memory that is shared is overwritten
 
-  OPTLAYER_METHOD void lay_out(Arena& arena, int n, int r, int p) {
-    newton.lay_out(arena, n, r, p);
+  OPTLAYER_METHOD void lay_out(Arena& arena, int n, int r, int p, bool bounds, bool in_range_space) {
+    newton.lay_out(arena, n, r, p, bounds, in_range_space);
     certificates.lay_out(arena, n, r);
     for (V** vector : {&last_x, &last_Px, &step_x, &step_P, &best_x}) *vector = arena.take<V>(n);
     for (V** vector : {&last_v, &last_Cx, &trial, &step_C}) *vector = arena.take<V>(r);
-    for (V** vector : {&best_v, &best_s}) *vector = arena.take<V>(r + 2 * n);
+    for (V** vector : {&best_v, &best_s}) *vector = arena.take<V>(newton.most);
   }
 
   // Run on the lanes of `which`, from the start or the warm start already in the point. `polish(ripe)` tries to finish

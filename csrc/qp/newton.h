@@ -37,6 +37,7 @@ struct Newton {
   bool ranged;
   bool boxes;  // some lane has bounds, and they take part: in the range space there are none
   int n, r, p, T;  // T rows: C and, where there are any, the bounds
+  int most;        // of T in any lane
   V count;         // inequalities of each lane, at least 1
   Mask<V> alone;   // lanes without any: they take full Newton steps
   Mask<V> fixed;   // lanes with fixed variables
@@ -54,12 +55,12 @@ struct Newton {
   V mu, primal, dual, gap;  // mean complementarity; scaled, purely relative residuals
   V contract;               // the largest unscaled residual in units of its tolerance: met at 1
 
-  OPTLAYER_METHOD void lay_out(Arena& arena, int n_, int r_, int p_) {
-    n = n_, r = r_, p = p_;
-    const int most = r + 2 * n;
-    at.lay_out(arena, n, r);
-    space.lay_out(arena, n, r);
+  // `bounds`: there may be some; `in_range_space`: that may be the form.
+  OPTLAYER_METHOD void lay_out(Arena& arena, int n_, int r_, int p_, bool bounds, bool in_range_space) {
+    n = n_, r = r_, p = p_, most = bounds ? r + 2 * n : r;
+    at.lay_out(arena, n, r, most);
     split.lay_out(arena, n, r, r);
+    space.lay_out(arena, split, in_range_space);
     for (V** vector : {&e, &Ex, &rz, &w, &iz, &is, &rc, &c, &dz, &ds, &unit}) *vector = arena.take<V>(most);
     for (V** vector : {&rd, &Px, &Gz, &Ay, &dx, &diagonal, &free, &dual_unit}) *vector = arena.take<V>(n);
   }
@@ -72,7 +73,7 @@ struct Newton {
     for (int j = own(0); j < n; j += TEAM) dual_unit[j] = V(1) / (Q->c * Q->D[j]);
     for (int i = own(p); i < r; i += TEAM) count += Q->live[i];
     for (int j = own(0); j < n; j += TEAM) free[j] = V(1) - Q->fixed[j];
-    for (int i = own(T); i < r + 2 * n; i += TEAM) at.v[i] = V(0), at.s[i] = V(1);
+    for (int i = own(T); i < most; i += TEAM) at.v[i] = V(0), at.s[i] = V(1);
     if (boxes)
       for (int j = own(0); j < n; j += TEAM) {
         e[r + j] = -Q->lo[j], e[r + n + j] = Q->hi[j];

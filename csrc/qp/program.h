@@ -52,10 +52,11 @@ template <class V>
 struct Point {
   V *x, *v, *s, *z_lo, *s_lo, *z_hi, *s_hi;
 
-  OPTLAYER_METHOD void lay_out(Arena& arena, int n, int r) {
+  // `most` is r where there are no bounds at all, else T.
+  OPTLAYER_METHOD void lay_out(Arena& arena, int n, int r, int most) {
     x = arena.take<V>(n);
-    v = arena.take<V>(r + 2 * n), z_lo = v + r, z_hi = z_lo + n;
-    s = arena.take<V>(r + 2 * n), s_lo = s + r, s_hi = s_lo + n;
+    v = arena.take<V>(most), z_lo = v + r, z_hi = z_lo + n;
+    s = arena.take<V>(most), s_lo = s + r, s_hi = s_lo + n;
   }
 };
 

@@ -11,7 +11,7 @@
 // Objective and gap need no x either: x'Px = g_0 + 2 g'v + v'Kv and q'x = -(g_0 + g'v) with g_0 = q'P^-1 q.
 #pragma once
 
-#include "program.h"
+#include "split.h"
 
 namespace optlayer {
 namespace OPTLAYER_ISA {
@@ -30,10 +30,13 @@ struct RangeSpace {
   V *lq, *g;   // L^-1 q (n), V' L^-1 q (r)
   V g0;        // q'P^-1 q
 
-  OPTLAYER_METHOD void lay_out(Arena& arena, int n_, int r_) {
-    n = n_, r = r_, ld = leading<V>(n_), ldk = leading<V>(r_);
-    L = arena.take<V>((size_t)n * ld), inv = arena.take<V>(n);
-    VT = arena.take<V>((size_t)r * ld), K = arena.take<V>((size_t)r * ldk);
+  // Beside the split's memory: a single problem takes one form or the other, a pack perhaps both.
+  OPTLAYER_METHOD void lay_out(Arena& arena, const Split<V>& split, bool wanted) {
+    n = split.n, r = split.r, ld = split.ld, ldk = leading<V>(r);
+    const bool both = wanted && lanes<V> > 1;
+    L = both ? arena.take<V>((size_t)n * ld) : split.L, inv = both ? arena.take<V>(n) : split.inv;
+    if (!wanted) return;
+    K = arena.take<V>((size_t)r * ldk), VT = arena.take<V>((size_t)r * ld);
     lq = arena.take<V>(n), g = arena.take<V>(r);
   }
 

@@ -32,14 +32,14 @@ struct Solver {
 
   OPTLAYER_METHOD Solver(const SolveCall& given, Arena& arena) : call(given), rules(given) {
     const int n = call.n, m = call.m, p = call.p, r = m + p;
+    const bool bounds = call.lb.data != nullptr || call.ub.data != nullptr;
+    interior.lay_out(arena, n, r, p, bounds, call.P.data != nullptr && ranges());
     Q.lay_out(arena, n, m, p);
-    interior.lay_out(arena, n, r, p);
     polisher.lay_out(arena, n, r, call.single, &interior.newton.split);
     for (V** vector : {&out_x, &out_box, &out_share}) *vector = arena.take<V>(n);
     for (V** vector : {&out_v, &out_s}) *vector = arena.take<V>(r);
-    const bool unbounded = call.lb.data == nullptr && call.ub.data == nullptr;
     shared = call.P.data != nullptr && call.P.shared() && call.G.shared() && call.A.shared() && call.B > lanes<V> &&
-             unbounded && ranges();
+             !bounds && ranges();
   }
 
   // Whether the formulation and the numbers of rows and variables permit the range space.

@@ -46,9 +46,9 @@ struct Split {
 
   OPTLAYER_METHOD void lay_out(Arena& arena, int n_, int r_, int capacity_) {
     n = n_, r = r_, capacity = capacity_, k = 0, condensed = false, ld = leading<V>(n_), ldf = leading<V>(capacity_);
+    F = arena.take<V>((size_t)capacity * ldf), inv_f = arena.take<V>(capacity);
     L = arena.take<V>((size_t)n * ld), inv = arena.take<V>(n);
     R = arena.take<V>((size_t)capacity * ld);
-    F = arena.take<V>((size_t)capacity * ldf), inv_f = arena.take<V>(capacity);
     gamma = arena.take<V>(r), root = arena.take<V>(capacity);
     heavy = arena.take<int32_t>((size_t)(capacity + 1) * lanes<V>), slot = arena.take<int32_t>((size_t)r * lanes<V>);
     u = arena.take<V>(n), t = arena.take<V>(capacity + 1), g = arena.take<V>(r);
