@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Solve a batch of quadratic programs, with or without an entropy."""
 
+import contextlib
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -104,7 +106,7 @@ def solve_qp(
     problem = validate(P, q, G, h, A, b, lb, ub, entropy)
     dtype = working_dtype(q)
     if settings is None:
-        settings = Settings(**overrides) if overrides else DEFAULTS[dtype]
+        settings = _overridden(overrides, dtype) if overrides else DEFAULTS[dtype]
     elif not isinstance(settings, Settings):
         raise SettingsError(f"settings is {settings!r}, expected an optlayer.Settings")
     elif overrides:
@@ -161,6 +163,19 @@ def _solve_entropic(problem: Problem, settings: Settings) -> Solution:
         rule=ENTROPIC_RULE,
         log_x=raw.log_x,
     )
+
+
+def _overridden(overrides: dict[str, Any], dtype: torch.dtype) -> Settings:
+    """The default settings with some fields replaced. Those of recent calls are kept: making them takes a small solve."""
+    if not torch.compiler.is_compiling():
+        with contextlib.suppress(TypeError):  # something in them cannot be looked up
+            return _recent(dtype, **overrides)
+    return Settings(**overrides)
+
+
+@functools.lru_cache(maxsize=64, typed=True)
+def _recent(dtype: torch.dtype, **overrides: Any) -> Settings:
+    return Settings(**overrides).resolve(dtype)
 
 
 def _options(settings: Settings) -> derivative.Options:
