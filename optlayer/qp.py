@@ -166,7 +166,7 @@ def _solve_entropic(problem: Problem, settings: Settings) -> Solution:
 
 
 def _overridden(overrides: dict[str, Any], dtype: torch.dtype) -> Settings:
-    """The default settings with some fields replaced. Those of recent calls are kept: making them takes a small solve."""
+    """The default settings with some fields replaced. Those of recent calls are kept: making them takes its time."""
     if not torch.compiler.is_compiling():
         with contextlib.suppress(TypeError):  # something in them cannot be looked up
             return _recent(dtype, **overrides)

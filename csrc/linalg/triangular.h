@@ -83,7 +83,7 @@ static void lower_solve_packed(const V* L, ptrdiff_t ldl, const V* inv, int n, V
 
 template <class V>
 static void lower_solve_transposed_packed(const V* L, ptrdiff_t ldl, const V* inv, int n, V* x) {
-  for (int i = (n - 1) / SOLVE_ROWS * SOLVE_ROWS; i >= 0; i -= SOLVE_ROWS)
+  for (int i = (n + SOLVE_ROWS - 1) / SOLVE_ROWS * SOLVE_ROWS - SOLVE_ROWS; i >= 0; i -= SOLVE_ROWS)
     with_size<SOLVE_ROWS>(n - i, [&](auto R) __attribute__((always_inline)) {
       const V* row = L + i * ldl;
       V xi[R.value];
@@ -127,7 +127,7 @@ OPTLAYER_FUNCTION void lower_solve_single(const double* L, ptrdiff_t ldl, const 
 
 OPTLAYER_FUNCTION void lower_solve_transposed_single(const double* L, ptrdiff_t ldl, const double* inv, int n,
                                                      double* x) {
-  for (int i = (n - 1) / SOLVE_ROWS * SOLVE_ROWS; i >= 0; i -= SOLVE_ROWS)
+  for (int i = (n + SOLVE_ROWS - 1) / SOLVE_ROWS * SOLVE_ROWS - SOLVE_ROWS; i >= 0; i -= SOLVE_ROWS)
     with_size<SOLVE_ROWS>(n - i, [&](auto R) __attribute__((always_inline)) {
       const double* row = L + i * ldl;
       double xi[R.value];
