@@ -8,9 +8,12 @@ import pytest
 
 EXAMPLES = sorted((Path(__file__).parent.parent / "examples").glob("*.py"))
 SCREEN = 60  # lines
+SLOW = ("implicit_layer",)
 
 
-@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path", [pytest.param(p, id=p.stem, marks=[pytest.mark.slow] * (p.stem in SLOW)) for p in EXAMPLES]
+)
 def test_an_example_runs_and_prints(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     if "sklearn" in path.read_text():
         pytest.importorskip("sklearn")
