@@ -161,12 +161,14 @@ struct Polisher {
   }
 
   // State, factor and index of the first `used` lanes for the backward pass; lanes not `solved` have none. Factors that
-  // are not those of (w, w_box) are made anew.
-  OPTLAYER_METHOD void write(const Program<V>& Q, const SolveCall& call, const Elements<V>& elements, Mask<V> solved) {
+  // are not those of (w, w_box) are made anew; returns whether one was that takes the split's memory.
+  OPTLAYER_METHOD bool write(const Program<V>& Q, const SolveCall& call, const Elements<V>& elements, Mask<V> solved) {
     Mask<V> ok = solved;
+    bool split = false;
     for (int in_range = 1; call.keep_factor && in_range >= 0; in_range--) {
       const Mask<V> mine = solved && (in_range ? ranged : !ranged);
       if (!any(mine)) continue;
+      split = split || !in_range;
       const Mask<V> whole = refactor(Q, mine, in_range) || !mine;
       ranged = ranged && whole;  // a lane with too many heavy rows for it is left to the split
       ok = ok && (whole || Mask<V>(in_range == 1));
@@ -174,6 +176,7 @@ struct Polisher {
     }
     store_state(Q, call, elements, ok);
     clear_factor(call, elements, call.keep_factor ? !ok : Mask<V>(true));
+    return split;
   }
 
  private:

@@ -227,7 +227,8 @@ struct Solver {
       call.iterations[e] = (int64_t)lane(iterations, l);
       call.weakly_active[e] = lane_of(solved, l) ? (int64_t)lane(polisher.weak, l) : 0;
     }
-    polisher.write(Q, call, elements, solved);
+    // a single problem's range space has its L in the split's memory (range.h)
+    if (polisher.write(Q, call, elements, solved) && lanes<V> == 1) set_up = false;
   }
 
   // Zeros where `from` is null.

@@ -101,8 +101,8 @@ struct System {
     const Mask<V> enough = whole ? take_all() : split.weigh(weight, V(0));
     const int k = split.k, ldf = split.ldf;
     if (k == 0) return enough;
+    sync();
     if (whole) {
-      sync();
       for (int s = 0; s < k; s++)
         for (int j = own(0); j < n; j += TEAM) split.R[(size_t)s * split.ld + j] = split.root[s] * space.VT[(size_t)s * space.ld + j];
     } else {

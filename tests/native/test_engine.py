@@ -175,6 +175,24 @@ def test_a_shared_batch_is_solved_like_an_expanded_one() -> None:
     close(ours.z, theirs.z)
 
 
+@pytest.mark.parametrize("seed", [0, 26, 29])
+def test_a_degenerate_element_leaves_what_the_batch_shares_as_it_was(seed: int) -> None:
+    """More rows meet at the first solution than a factor of the range space keeps: it is factorised by the split."""
+    random = torch.Generator().manual_seed(seed)
+    full = {"generator": random, "dtype": torch.float64}
+    m = int(torch.randint(5, 9, (1,), generator=random))
+    L = torch.randn(2, 2, **full)
+    P, G, x = L @ L.T + 0.1 * torch.eye(2, dtype=torch.float64), torch.randn(m, 2, **full), torch.randn(2, **full)
+    h = (G @ x).repeat(3, 1)
+    h[1:] += torch.rand(2, m, **full)
+    z = torch.rand(m, **full) * (torch.rand(m, generator=random) < 0.3)
+    q = 2 * torch.randn(3, 2, **full)
+    q[0] = -P @ x - G.T @ z
+    out, left = native.qp(P, q, G, h, *(None,) * 8, 1e-9, 1e-9, 200, "native", "range", "nan", True)
+    assert left == 0 and out[5].tolist() == [Status.SOLVED] * 3
+    close(out[0][0], x)
+
+
 def test_gradients_of_shared_matrices_are_sums() -> None:
     shared = random_qp(6, 5, 2, batch=(9,), shared=("P", "G", "A"), seed=2)
     tensors = [None if t is None else t.clone().requires_grad_() for t in shared.tensors]

@@ -32,7 +32,6 @@ struct Step {
 constexpr Step STEPS_OF_TEAMS[] = {{4, 1}, {12, 8}, {40, 32}, {1 << 30, 128}};
 
 constexpr int TEAMS[] = {1, 8, 32, 128};
-constexpr int LARGEST_SIZE = 512;  // n + m + p beyond which torch's own matrix products and factorisations are as fast
 constexpr size_t MOST_WORKSPACE = (size_t)2 << 30;  // slow memory of all teams
 
 inline int team_for(int n, int rows) {
