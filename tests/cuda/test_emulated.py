@@ -42,6 +42,14 @@ for name, case in CASES.items():
     a, b = (solve_qp(P, q, *rest, backend=backend).x for backend in ("native", "reference"))
     print(name, float((a - b).abs().max() / b.abs().max()))
 """
+STEPS = """
+from optlayer.testing import random_qp
+from optlayer import solve_qp
+for n, m, p, bounds in ((10, 10, 2, False), (30, 40, 0, False), (10, 30, 0, False), (20, 12, 2, True)):
+    for shared in ((), ("P", "G", "A")):
+        P, q, *rest = random_qp(n, m, p, bounds=bounds, batch=(3,), shared=shared, seed=2).tensors
+        print(solve_qp(P, q, *rest, backend="native").iterations.tolist())
+"""
 
 pytestmark = [
     pytest.mark.slow,
@@ -98,6 +106,14 @@ def test_solutions_are_those_of_the_reference(libraries: dict[int, Path], team: 
     errors = dict(line.rsplit(" ", 1) for line in done.stdout.splitlines())
     assert errors.keys() == cases.keys()
     assert max(map(float, errors.values())) < 1e-8, errors
+
+
+@pytest.mark.parametrize("team", TEAMS[1:])
+def test_a_team_takes_the_steps_that_one_thread_takes(libraries: dict[int, Path], team: int) -> None:
+    """An attempt to finish that fails by a value read too early costs a step and nothing else."""
+    alone, together = (run(libraries[size], "-c", STEPS) for size in (1, team))
+    assert alone.returncode == together.returncode == 0, together.stderr
+    assert together.stdout == alone.stdout
 
 
 @pytest.mark.parametrize("team", [8, 32])
