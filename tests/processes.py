@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tests that start processes of their own, which end within a limit whatever becomes of them."""
+"""Tests that start processes of their own, which end within a limit whatever becomes of them, and tests that share a
+folder with the other processes of a run."""
 
+import contextlib
 import faulthandler
 import os
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
 
@@ -19,6 +21,17 @@ COMPILERS = [name for name in (os.environ.get("CXX"), "g++", "clang++") if name]
 needs_compiler = pytest.mark.skipif(
     not any(map(shutil.which, COMPILERS)), reason="inductor needs a C++ compiler: neither CXX, g++ nor clang++ is found"
 )
+
+
+@contextlib.contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Within it no other process of a run is at work in this folder, which comes into being."""
+    import fcntl  # not on every system
+
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def spawn(work: Callable[..., None], folder: Path, count: int = 2, limit: float = LIMIT) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+from processes import alone
 
 from optlayer.solvers import native
 
@@ -53,7 +54,8 @@ def library() -> Path:
     clean = {key: value for key, value in os.environ.items() if not key.startswith("OPTLAYER_")}
     chosen = {"OPTLAYER_CUDA": "1", "OPTLAYER_CUDA_ARCHS": "90", "OPTLAYER_SETS": native.build().runs}  # type: ignore[union-attr]
     command = [sys.executable, "setup.py", "-q", "build_ext", "--build-lib", "build/cuda_check"]
-    done = subprocess.run(command, cwd=ROOT, env={**clean, **chosen}, capture_output=True, text=True)
+    with alone(FOLDER):
+        done = subprocess.run(command, cwd=ROOT, env={**clean, **chosen}, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return ROOT / "build" / "cuda_check" / "optlayer" / "_cuda.abi3.so"
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from processes import alone
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / "build" / "emulated"
@@ -61,21 +62,18 @@ pytestmark = [
 @pytest.fixture(scope="module")
 def libraries() -> dict[int, Path]:
     """By team; made again when a source has changed."""
-    FOLDER.mkdir(parents=True, exist_ok=True)
     folders = (ROOT / "csrc", ROOT / "tests" / "native")
     newest = max(path.stat().st_mtime for folder in folders for path in folder.rglob("*") if path.is_file())
 
     def make(team: int) -> Path:
-        library = FOLDER / f"team_{team}_{os.getpid()}.so"
         kept = FOLDER / f"team_{team}.so"
         if not kept.exists() or kept.stat().st_mtime < newest:
             own = [f"-DOPTLAYER_ISA=cuda_{team}", f"-DOPTLAYER_TEAM={team}"]
             sources = [str(ROOT / "tests" / "native" / name) for name in ("emulated.cpp", "emulator.cpp")]
-            subprocess.run([*COMPILER, *FLAGS, *own, *sources, "-o", str(library), *LINK], check=True)
-            library.replace(kept)
+            subprocess.run([*COMPILER, *FLAGS, *own, *sources, "-o", str(kept), *LINK], check=True)
         return kept
 
-    with ThreadPoolExecutor(2) as pool:
+    with alone(FOLDER), ThreadPoolExecutor(2) as pool:
         return dict(zip(TEAMS, pool.map(make, TEAMS), strict=True))
 
 
