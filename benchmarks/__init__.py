@@ -7,6 +7,7 @@
     throughput    right answers per second on the workloads of the field, beside five other libraries
     kernels       GFLOP/s of the dense kernels in C++, by size
     growth        cost over the batch and the size, latency of one problem, two threads
+    memory        what four ways to differentiate an iteration keep for backward, and how good their gradients are
 
 Each prints a table and writes it to ``benchmarks/results``. No answer counts before ``referee.py``, which knows numpy
 alone, has verified it on the original data.
