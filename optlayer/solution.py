@@ -76,8 +76,8 @@ class Solution:
         weakly_active: (*batch) int64, how many rows and bounds are active with a multiplier of zero.  Where there are
             any, the solution has one-sided derivatives only; the ones returned lie between these.
         certificate: proof for the elements that are infeasible, 0 elsewhere.  PRIMAL_INFEASIBLE: z >= 0 and
-            A'y + G'z + z_box = 0 with b'y + h'z + lb'z_box^- + ub'z_box^+ = -1.  DUAL_INFEASIBLE: a direction x with
-            Px = 0, Ax = 0, Gx <= 0 and q'x = -1 along which no bound is met.
+            A'y + G'z + z_box = 0 with b'y + h'z + lb'z_box^- + ub'z_box^+ = -1; 0 where lb > ub, which is proof enough.
+            DUAL_INFEASIBLE: a direction x with Px = 0, Ax = 0, Gx <= 0 and q'x = -1 along which no bound is met.
         problem: the problem that was solved.
         settings: the settings that it was solved with.
         factorisation: the KKT system as the engine keeps it, for :attr:`kkt`.

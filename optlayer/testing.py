@@ -208,7 +208,8 @@ def _complementarity(solution: Solution) -> dict[str, Tensor]:
     if lb is not None:
         products["complementarity of lb"] = norm(torch.where(lb <= -HUGE, 0.0, z_box.clamp(max=0) * (x - lb)))
     if ub is not None:
-        products["complementarity of ub"] = norm(torch.where(ub >= HUGE, 0.0, z_box.clamp(min=0) * (ub - x)))
+        open_ = (ub >= HUGE) | (z_box == torch.inf) & (x == ub)  # an entropy pulls at a cap of zero without limit
+        products["complementarity of ub"] = norm(torch.where(open_, 0.0, z_box.clamp(min=0) * (ub - x)))
     return products
 
 
@@ -216,7 +217,7 @@ def assert_certified(solution: Solution, eps: float = 1e-6) -> None:
     """Assert that the certificate of every infeasible or unbounded element proves its status.
 
     Each condition may be violated by ``eps``, times the largest entry of the certificate where that is more than one.
-    Elements of other statuses are passed over.
+    Elements of other statuses are passed over; bounds that cross prove themselves.
 
     Raises:
         AssertionError: naming the first element at fault, the condition, and by how much it fails.
@@ -239,6 +240,8 @@ def assert_certified(solution: Solution, eps: float = 1e-6) -> None:
 def _farkas(problem: Problem, y: Tensor, z: Tensor, z_box: Tensor) -> dict[str, Tensor]:
     """By how much (y, z, z_box) fails to prove that the constraints contradict each other."""
     _, _, G, h, A, b, lb, ub = problem.tensors
+    if problem.entropy is not None:  # x >= 0 is implied
+        lb = torch.zeros_like(z_box) if lb is None else lb.clamp(min=0)
     combination, support = z_box, torch.zeros_like(z_box[..., 0])
     lower, upper, wrong = z_box.clamp(max=0), z_box.clamp(min=0), torch.zeros_like(support)
     if A is not None and b is not None:
@@ -253,11 +256,12 @@ def _farkas(problem: Problem, y: Tensor, z: Tensor, z_box: Tensor) -> dict[str, 
     if ub is not None:
         support = support + dot(torch.where(ub >= HUGE, 0.0, ub), upper)
         upper = torch.where(ub >= HUGE, upper, 0.0)
+    crossed = torch.zeros_like(support, dtype=torch.bool) if lb is None or ub is None else (lb > ub).any(-1)
     return {
         "A'y + G'z + z_box": norm(combination),
         "z of a wrong sign": wrong,
         "z_box where there is no bound": norm(lower) + norm(upper),
-        "b'y + h'z + lb'z_box^- + ub'z_box^+ + 1": (support + 1).abs(),
+        "b'y + h'z + lb'z_box^- + ub'z_box^+ + 1": torch.where(crossed, 0.0, (support + 1).abs()),
     }
 
 

@@ -131,7 +131,7 @@ def iterate(problem: Standard, p: int, rules: Rules) -> Outcome:
         r = residuals(problem, parts, point, least)
         solved = r.error <= rules.eps + r.floor
         broken = broken | ~r.error.isfinite()
-        certified, ray = _certificate(problem, parts, point, step, r.size)
+        certified, ray = _certificate(problem, parts, point, step, r.size, rules.proof)
         certified = certified & (r.error > DOUBTFUL) & ~solved
         better = r.error < best
         best, since = torch.where(better, r.error, best), torch.where(better, 0, since + 1)
@@ -321,28 +321,30 @@ def _length(a: Tensor, b: Tensor) -> Tensor:
 
 
 def _certificate(
-    problem: Standard, parts: Layout, point: Point, step: tuple[Tensor, Tensor] | None, size: Tensor
+    problem: Standard, parts: Layout, point: Point, step: tuple[Tensor, Tensor] | None, size: Tensor, proof: float
 ) -> tuple[Tensor, Tensor]:
     """Whether (B,) the iterate or its last step proves that there is no feasible x, and the rows' part of the proof.
 
     Farkas: y, z, z_upper, z_lower >= 0 with r = A'y + G'z + z_upper - z_lower >= 0 (x >= 0 is a constraint, so that no
     r = 0 is asked for) and t = -(b'y + h'z + ub'z_upper - lb'z_lower) > 0.  When iterates diverge their step is it.
     """
-    found, ray = _farkas(problem, parts, point.rows, point.dual, size)
+    found, ray = _farkas(problem, parts, point.rows, point.dual, size, proof)
     if step is None:
         return found, ray
     rows, dual = step
     p = parts.p
     rows = torch.cat([rows[:, :p], rows[:, p:].clamp(min=0)], 1)
-    by_step, ray_of_step = _farkas(problem, parts, rows, dual.clamp(min=0), size)
+    by_step, ray_of_step = _farkas(problem, parts, rows, dual.clamp(min=0), size, proof)
     return found | by_step, torch.where(by_step.unsqueeze(-1) & ~found.unsqueeze(-1), ray_of_step, ray)
 
 
-def _farkas(problem: Standard, parts: Layout, rows: Tensor, dual: Tensor, size: Tensor) -> tuple[Tensor, Tensor]:
+def _farkas(
+    problem: Standard, parts: Layout, rows: Tensor, dual: Tensor, size: Tensor, proof: float
+) -> tuple[Tensor, Tensor]:
     r = tmv(problem.C, rows)
-    t, terms = -dot(problem.d, rows), dot(problem.d.abs(), rows.abs())
+    t, terms = -dot(problem.d, rows), dot(problem.size, rows.abs())
     for side, z in zip(parts.sides, parts.split(dual)[2:], strict=True):
         value = dot(problem.ub if side > 0 else problem.lb, z)
         r, t, terms = r + side * z, t - side * value, terms + value
     r = problem.free * r
-    return (t > 64 * EPS * terms) & (highest(-r) * size * parts.n < PROOF * t), rows
+    return (t > proof * terms) & (highest(-r) * size * parts.n < PROOF * t), rows

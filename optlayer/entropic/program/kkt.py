@@ -66,7 +66,9 @@ class KKT:
             half = lower_solve(self.L, half)
         S = half.mT @ half
         S.diagonal(dim1=-2, dim2=-1).add_(self.a.squeeze(-1))
-        self.unit = S.diagonal(dim1=-2, dim2=-1).clamp(min=NONZERO).rsqrt().unsqueeze(-1)
+        diagonal = S.diagonal(dim1=-2, dim2=-1)
+        # a row of zeros keeps its unit: a large one would multiply the rounding that it leaves in the others
+        self.unit = torch.where(diagonal > NONZERO, diagonal.clamp(min=NONZERO).rsqrt(), 1.0).unsqueeze(-1)
         S = self.unit * S * self.unit.mT
         S.diagonal(dim1=-2, dim2=-1).add_(8 * EPS * k**0.5)  # dependent rows; refinement takes it out again
         self.F, info = torch.linalg.cholesky_ex(S)

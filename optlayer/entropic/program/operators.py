@@ -192,9 +192,9 @@ def _solve(data: Data, p: int, eps_abs: float, eps_rel: float, max_iter: int, dt
 def _solve_valid(
     data: Data, p: int, eps_abs: float, eps_rel: float, max_iter: int, dtype: torch.dtype, keep: bool
 ) -> Solved:
-    problem = standardise(data, p)
     eps = min(max(0.1 * max(eps_abs, eps_rel), TIGHTEST), LOOSEST)
     proof = max(PROOF[dtype], 0.1 * max(eps_abs, eps_rel))
+    problem = standardise(data, p, proof)
     outcome = interior_point.iterate(problem, p, interior_point.Rules(eps, max_iter, proof))
     parts = interior_point.layout(problem, p)
     closed = closing.close(problem, parts, outcome.point)

@@ -6,7 +6,8 @@
 
 One leading batch dimension, float64.  What differs from element to element is a mask and not a shape.  Rows are scaled
 to unit norm; a row with h = +inf is zero.  The entropy keeps x >= 0, so that only a positive lb is a bound.  A variable
-with lb = ub, or ub = 0, is fixed: its column is zero and the other blocks bear what its value contributes.
+with lb = ub, or ub = 0, is fixed: its column is zero and the other blocks bear what its value contributes.  A row of G
+that no free variable enters decides nothing, unless it is violated: it becomes 0 <= 1.
 """
 
 from __future__ import annotations
@@ -52,6 +53,7 @@ class Standard(NamedTuple):
     value: Tensor  # (B, n), of the fixed variables, else 0
     unit: Tensor  # (B, k): rows are this many times those given
     contradiction: Tensor  # (B, p): the part of b that no x reaches, taken out of d
+    size: Tensor  # (B, k): of the terms that d is the sum of, whose rounding it bears
 
     def times_P(self, x: Tensor) -> Tensor:
         """(P + diag(curvature)) x."""
@@ -84,20 +86,21 @@ def judge(data: Data, p: int) -> Tensor:
     return torch.where(bad, int(Status.INVALID_DATA), status)
 
 
-def standardise(data: Data, p: int) -> Standard:
-    """Masks and units for valid data."""
+def standardise(data: Data, p: int, proof: float) -> Standard:
+    """Masks and units for valid data; `proof` is what counts as a violation, relative to the terms of a row."""
     P, q, C, d, _, _, tau = data
     lb, ub = effective(data)
     fixed = lb == ub
     live = d < HUGE
     C, d = C * live.unsqueeze(-1), torch.where(live, d, 1.0)
+    size = d.abs()
     value = torch.where(fixed, lb, 0.0)
     free = (~fixed).to(q.dtype)
     full = P is not None and P.shape[1] == P.shape[2]
     curvature = torch.zeros_like(q) if P is None or full else P.squeeze(1).clamp(min=0)
     P = P if full else None
     if bool(fixed.any()):
-        d = d - mv(C, value)
+        d, size = d - mv(C, value), size + mv(C.abs(), value)
         C = C * free.unsqueeze(-2)
         if P is not None:
             q = q + mv(P, value)
@@ -105,7 +108,9 @@ def standardise(data: Data, p: int) -> Standard:
         q, curvature = q * free, curvature * free
     length = torch.linalg.vector_norm(C, dim=-1)
     unit = torch.where(length > 0, 1 / length.clamp(min=NONZERO), 1.0)
-    C, d = C * unit.unsqueeze(-1), d * unit
+    idle = (length == 0) & (d >= -proof * size)
+    idle[:, :p] = False
+    C, d, size = C * unit.unsqueeze(-1), torch.where(idle, 1.0, d * unit), size * unit
     upper = ub.isfinite() & ~fixed
     contradiction = _contradiction(C[:, :p], d[:, :p])
     return Standard(
@@ -123,6 +128,7 @@ def standardise(data: Data, p: int) -> Standard:
         value,
         unit,
         contradiction,
+        size,
     )
 
 
@@ -144,7 +150,6 @@ def _contradiction(A: Tensor, b: Tensor) -> Tensor:
 
 
 def contradicts(problem: Standard, p: int, gap: float) -> Tensor:
-    """Where (B,) equality rows contradict each other by more than `gap` relative to b: A'y = 0, b'y < 0."""
-    outside = problem.contradiction
-    whole = problem.d[:, :p] + outside
-    return dot(outside, outside).sqrt() > gap * dot(whole, whole).sqrt()
+    """Where (B,) equality rows contradict each other by more than `gap` relative to their terms: A'y = 0, b'y < 0."""
+    outside, size = problem.contradiction, problem.size[:, :p]
+    return dot(outside, outside).sqrt() > gap * dot(size, size).sqrt()
