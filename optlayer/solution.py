@@ -11,7 +11,7 @@ from torch.utils import _pytree as pytree
 
 from .problem import CORES, Problem, Residuals, residuals
 from .settings import Settings
-from .status import Status
+from .status import Status, count, names
 
 OUTPUTS = ("x", "y", "z", "z_box", "s")
 
@@ -134,7 +134,7 @@ class Solution:
             >>> solve_qp(None, torch.ones(2, 1, dtype=torch.float64), lb=bounds, ub=1.0).status_names()
             ['SOLVED', 'PRIMAL_INFEASIBLE']
         """
-        return _names(self.status.tolist())
+        return names(self.status.tolist())
 
     @property
     def objective(self) -> Tensor:
@@ -213,7 +213,7 @@ class Solution:
 
     def __repr__(self) -> str:
         sizes = f"batch={tuple(self.status.shape)}, n={self.problem.n}, m={self.problem.m}, p={self.problem.p}"
-        return f"Solution({_count(self.status)}{sizes}, dtype={self.x.dtype}, device={self.x.device})"
+        return f"Solution({count(self.status)}{sizes}, dtype={self.x.dtype}, device={self.x.device})"
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -256,18 +256,6 @@ class KKT:
     def __repr__(self) -> str:
         problem = self.solution.problem
         return f"KKT(batch={tuple(self.solution.status.shape)}, n={problem.n}, m={problem.m}, p={problem.p})"
-
-
-def _count(status: Tensor) -> str:
-    """How many elements are solved, where that can be told at once: of plain tensors on the CPU, outside of tracing."""
-    traced = torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
-    if type(status) is not Tensor or status.device.type != "cpu" or traced:
-        return ""
-    return f"{int((status == Status.SOLVED).sum())} of {status.numel()} solved, "
-
-
-def _names(status: Any) -> Any:
-    return [_names(s) for s in status] if isinstance(status, list) else Status(status).name
 
 
 def _flatten(solution: Solution) -> tuple[list[Any], tuple[Settings, Rule]]:

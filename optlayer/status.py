@@ -2,6 +2,10 @@
 """How the solve of one batch element ended."""
 
 from enum import IntEnum
+from typing import Any
+
+import torch
+from torch import Tensor
 
 
 class Status(IntEnum):
@@ -86,6 +90,20 @@ class Status(IntEnum):
     )
     INVALID_DATA = (
         9,
-        "The data hold a NaN, an infinity where none may be, or an entropy that is not positive.",
-        "Check the inputs for NaN; of infinities only h = +inf, lb = -inf and ub = +inf are allowed.",
+        "The data hold a NaN, an infinity or another value that is not allowed where it stands.",
+        "Check the inputs for NaN; of infinities only h = +inf, lb = -inf and ub = +inf are allowed; an entropy or a "
+        "temperature, where there is one, must be positive and finite.",
     )
+
+
+def count(status: Tensor, what: str = "solved") -> str:
+    """How many elements are solved, where that can be told at once: of plain tensors on the CPU, outside of tracing."""
+    traced = torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
+    if type(status) is not Tensor or status.device.type != "cpu" or traced:
+        return ""
+    return f"{int((status == Status.SOLVED).sum())} of {status.numel()} {what}, "
+
+
+def names(status: Any) -> Any:
+    """The names of the statuses, given as integers in lists nested anyhow, in lists nested alike."""
+    return [names(s) for s in status] if isinstance(status, list) else Status(status).name

@@ -270,7 +270,12 @@ def test_iterations_and_accuracy_are_reported():
     assert solution.iterations.dtype is torch.int64 and (solution.iterations > 0).all()
     assert (solution.residual <= 1e-14).all()
     assert solve_softmax(normal(4, 5), eps=1e-3).iterations.sum() < solution.iterations.sum()
-    assert "n=5" in repr(solution)
+
+
+def test_the_record_tells_how_many_are_solved():
+    solution = solve_softmax(double([[0.0, 1.0], [torch.nan, 0.0], [2.0, 0.0]]))
+    assert repr(solution) == "SoftmaxSolution(2 of 3 solved, batch=(3,), n=2, dtype=torch.float64, device=cpu)"
+    assert solution.status_names() == ["SOLVED", "INVALID_DATA", "SOLVED"]
 
 
 # ---- the edges of the feasible set -----------------------------------------------------------------------------------
@@ -318,10 +323,10 @@ def test_caps_without_room_are_infeasible(upper):
     [
         ([torch.nan, 0.0], 1.0, None),
         ([torch.inf, 0.0], 1.0, None),
-        ([0.0, 0.0], 0.0, None),
-        ([0.0, 0.0], -1.0, 0.7),
-        ([0.0, 0.0], torch.nan, None),
-        ([0.0, 0.0], torch.inf, None),
+        ([0.0, 0.0], double(0.0), None),
+        ([0.0, 0.0], double(-1.0), 0.7),
+        ([0.0, 0.0], double(torch.nan), None),
+        ([0.0, 0.0], double(torch.inf), None),
         ([0.0, 0.0], 1.0, [0.7, torch.nan]),
     ],
 )
@@ -329,6 +334,13 @@ def test_invalid_values_are_a_status(theta, temperature, upper):
     solution = solve_softmax(double(theta), temperature, None if upper is None else torch.as_tensor(upper).double())
     assert solution.status == Status.INVALID_DATA
     assert solution.x.isnan().all()
+
+
+@pytest.mark.parametrize("temperature", [0.0, -1.0, torch.nan, torch.inf, 0])
+def test_a_number_that_is_no_temperature_is_refused(temperature):
+    for solve in (softmax, solve_softmax):
+        with pytest.raises(ProblemError, match=f"^temperature is {temperature!r}, expected a finite number > 0$"):
+            solve(normal(3), temperature)
 
 
 def test_minus_infinity_masks():
@@ -410,7 +422,7 @@ def test_on_failure():
     with pytest.warns(RuntimeWarning, match="PRIMAL_INFEASIBLE"):
         assert solve_softmax(theta, 1.0, upper, on_failure="warn").x.isfinite().any()
     with pytest.raises(SolverError, match="the problem ended with INVALID_DATA"):
-        solve_softmax(theta[0], torch.nan, on_failure="raise")
+        solve_softmax(theta[0], double(torch.nan), on_failure="raise")
 
 
 def test_the_iteration_limit():

@@ -35,6 +35,12 @@ def test_every_status_has_one_sentence_of_diagnosis_and_one_of_advice(status: St
         assert "\n" not in sentence
 
 
+def test_the_diagnosis_of_invalid_data_fits_a_problem_without_an_entropy() -> None:
+    assert "NaN" in Status.INVALID_DATA.diagnosis
+    assert "entropy" not in Status.INVALID_DATA.diagnosis
+    assert "an entropy or a temperature, where there is one, must be positive" in Status.INVALID_DATA.advice
+
+
 def test_sentences_differ() -> None:
     assert len({status.diagnosis for status in Status}) == len(Status)
     assert len({status.advice for status in Status}) == len(Status)

@@ -15,7 +15,7 @@ from torch.utils import _pytree as pytree
 from ..errors import ProblemError, SettingsError
 from ..problem import working_dtype
 from ..settings import DEFAULT_EPS, Settings
-from ..status import Status
+from ..status import Status, count, names
 from .derivative import KKT, solve
 
 PARAMETERS = ("theta", "temperature", "upper")
@@ -40,10 +40,11 @@ def softmax(
 
     Returns:
         x, of the shape of theta; NaN for problems without a solution: caps that sum to less than one, a NaN or +inf in
-        theta, a temperature that is not positive.  :func:`solve_softmax` tells which and why.
+        theta, a tensor's temperature that is not positive.  :func:`solve_softmax` tells which and why.
 
     Raises:
-        ProblemError: a wrong type, dtype, device or shape.
+        ProblemError: a wrong type, dtype, device or shape, or a number for the temperature that is not positive and
+            finite.
         IndexError: theta has no dimension ``dim``.
 
     Example:
@@ -59,7 +60,7 @@ def softmax(
     if theta.dim() == 0:
         raise ProblemError("theta has shape (), expected at least one dimension")
     last = theta.movedim(dim, -1)
-    temperature = _as_tensor("temperature", temperature, theta)
+    temperature = _temperature(temperature, theta)
     _check_broadcast("temperature", temperature, last.shape[:-1], "the shape of theta without dim")
     if upper is not None:
         upper = _as_tensor("upper", upper, theta)
@@ -98,7 +99,8 @@ def solve_softmax(
         A :class:`SoftmaxSolution`.
 
     Raises:
-        ProblemError: a wrong type, dtype, device or shape.
+        ProblemError: a wrong type, dtype, device or shape, or a number for the temperature that is not positive and
+            finite.
         SettingsError: an option out of its range.
         SolverError: an element failed and ``on_failure="raise"``.
 
@@ -120,7 +122,7 @@ def solve_softmax(
     _check_tensor("theta", theta)
     if theta.dim() == 0 or theta.shape[-1] == 0:
         raise ProblemError(f"theta has shape {tuple(theta.shape)}, expected (*batch, n) with n >= 1")
-    temperature = _as_tensor("temperature", temperature, theta)
+    temperature = _temperature(temperature, theta)
     upper = None if upper is None else _as_tensor("upper", upper, theta)
     if upper is not None:
         upper = upper.expand(theta.shape[-1]) if upper.dim() == 0 else upper
@@ -184,6 +186,10 @@ class SoftmaxSolution:
         """(*batch) bool: whether each element is solved."""
         return self.status == Status.SOLVED
 
+    def status_names(self) -> Any:
+        """The names of ``status``, such as "SOLVED", in lists nested as the batch is; waits for the device."""
+        return names(self.status.tolist())
+
     @property
     def weakly_active(self) -> Tensor:
         """(*batch) int64: how many caps are active with a multiplier of zero, or that may be chosen as zero.
@@ -220,8 +226,8 @@ class SoftmaxSolution:
 
     def __repr__(self) -> str:
         return (
-            f"SoftmaxSolution(batch={tuple(self.status.shape)}, n={self.x.shape[-1]}, dtype={self.x.dtype}, "
-            f"device={self.x.device})"
+            f"SoftmaxSolution({count(self.status)}batch={tuple(self.status.shape)}, n={self.x.shape[-1]}, "
+            f"dtype={self.x.dtype}, device={self.x.device})"
         )
 
 
@@ -262,6 +268,14 @@ def _as_tensor(name: str, value: Any, theta: Tensor) -> Tensor:
     if value.device != theta.device:
         raise ProblemError(f"{name} is on {value.device} but theta is on {theta.device}: expected one device")
     return value
+
+
+def _temperature(value: Any, theta: Tensor) -> Tensor:
+    """The temperature as a tensor; a number must be positive here, a tensor may fail later."""
+    temperature = _as_tensor("temperature", value, theta)
+    if not isinstance(value, Tensor) and not 0 < value < math.inf:
+        raise ProblemError(f"temperature is {value!r}, expected a finite number > 0")
+    return temperature
 
 
 def _check_broadcast(name: str, t: Tensor, shape: torch.Size, what: str) -> None:
