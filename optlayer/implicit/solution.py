@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import torch
@@ -14,7 +14,7 @@ from torch.utils import _pytree as pytree
 
 from ..errors import SettingsError, SolverError
 from ..settings import DEFAULT_EPS, ON_FAILURE, Settings
-from ..status import Status
+from ..status import Status, count, names
 
 Choice = TypeVar("Choice")
 
@@ -74,7 +74,7 @@ class LinearSettings:
         return max(100, 10 * n) if self.max_iter is None else self.max_iter
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class Report:
     """How the last linear solve behind a derivative went; it fills when a derivative is taken.
 
@@ -87,14 +87,18 @@ class Report:
     """
 
     method: str | None = None
-    status: Tensor | None = field(default=None, repr=False)
-    iterations: Tensor | None = field(default=None, repr=False)
-    residual: Tensor | None = field(default=None, repr=False)
+    status: Tensor | None = None
+    iterations: Tensor | None = None
+    residual: Tensor | None = None
 
     @property
     def converged(self) -> Tensor | None:
         """(*batch) bool: whether each system was solved."""
         return None if self.status is None else self.status == Status.SOLVED
+
+    def __repr__(self) -> str:
+        converged = "" if self.status is None else count(self.status, "converged")
+        return f"Report({converged}method={self.method!r})"
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -122,10 +126,25 @@ class ImplicitSolution:
         """(*batch) bool: whether each element is solved to the accuracy that was asked for."""
         return self.status == Status.SOLVED
 
+    def status_names(self) -> Any:
+        """The names of ``status``, such as "SOLVED", in lists nested as the batch is; waits for the device.
+
+        Example:
+            >>> import torch
+            >>> from optlayer.implicit import root
+            >>> theta = torch.tensor([4.0, -1.0], dtype=torch.float64)
+            >>> solution = root(lambda z, theta: z.square() - theta, torch.ones_like(theta), theta, batch_dims=1)
+            >>> solution
+            ImplicitSolution(1 of 2 converged, value=(2,), batch=(2,), dtype=torch.float64, device=cpu)
+            >>> solution.status_names()
+            ['SOLVED', 'INSUFFICIENT_PROGRESS']
+        """
+        return names(self.status.tolist())
+
     def __repr__(self) -> str:
         return (
-            f"ImplicitSolution(value={tuple(self.value.shape)}, batch={tuple(self.status.shape)}, "
-            f"dtype={self.value.dtype}, device={self.value.device})"
+            f"ImplicitSolution({count(self.status, 'converged')}value={tuple(self.value.shape)}, "
+            f"batch={tuple(self.status.shape)}, dtype={self.value.dtype}, device={self.value.device})"
         )
 
 

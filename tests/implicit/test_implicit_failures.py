@@ -65,6 +65,9 @@ def test_forward_mode_is_nan_for_failed_elements_only():
 
 def test_on_failure():
     kwargs = {"batch_dims": 1}
+    found = root(F, ones(4, 1), SQUARES, **kwargs)
+    assert repr(found).startswith("ImplicitSolution(2 of 4 converged, value=(4, 1), batch=(4,)")
+    assert found.status_names()[::3] == ["SOLVED"] * 2 and "SOLVED" not in found.status_names()[1:3]
     with pytest.raises(SolverError, match="root failed for 2 of 4 elements; the first is element 1: INSUFFICIENT"):
         root(F, ones(4, 1), SQUARES, on_failure="raise", **kwargs)
     with pytest.warns(RuntimeWarning, match="root failed for 2 of 4"):
@@ -87,6 +90,7 @@ def test_a_singular_jacobian_is_nan_and_reported(linsolve):
     assert g[0].isnan() and g[1].item() == pytest.approx(0.25)
     assert report.method == linsolve
     assert report.converged.tolist() == [False, True]
+    assert repr(report) == f"Report(1 of 2 converged, method={linsolve!r})"
     (g,) = grad(z[1].sum(), theta)
     assert g.flatten().tolist() == pytest.approx([0.0, 0.25])
 

@@ -219,12 +219,15 @@ def test_the_record():
     theta = torch.tensor([4.0, 9.0], dtype=torch.float64, requires_grad=True)
     settings = LinearSettings("gmres")
     solution = root(lambda z, t: z.square() - t, torch.ones_like(theta), theta, batch_dims=1, linsolve=settings)
-    assert repr(solution) == "ImplicitSolution(value=(2,), batch=(2,), dtype=torch.float64, device=cpu)"
+    shown = "ImplicitSolution(2 of 2 converged, value=(2,), batch=(2,), dtype=torch.float64, device=cpu)"
+    assert repr(solution) == shown
     assert solution.status.tolist() == [Status.SOLVED] * 2
     assert solution.report.method is None and solution.report.converged is None
+    assert repr(solution.report) == "Report(method=None)"
     solution.value.sum().backward()
     assert solution.report.method == "gmres" and solution.report.iterations.tolist() == [1, 1]
     assert (solution.report.residual < 1e-12).all()
+    assert repr(solution.report) == "Report(2 of 2 converged, method='gmres')"
     leaves, spec = torch.utils._pytree.tree_flatten(solution)
     again = torch.utils._pytree.tree_unflatten(leaves, spec)
     assert again.value is solution.value and again.report is solution.report
