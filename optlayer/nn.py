@@ -95,6 +95,13 @@ class QPLayer(nn.Module):
         super().__init__()
         if settings is not None and not isinstance(settings, Settings):
             raise SettingsError(f"settings is {settings!r}, expected an optlayer.Settings")
+        for name, value in overrides.items():
+            if name in NAMES:
+                shown = value if isinstance(value, (int, float)) else "..."
+                raise ProblemError(
+                    f'{name} is given by its name, expected constants={{"{name}": {shown}}} '
+                    f"or {name!r} among inputs or learned"
+                )
         if overrides:
             settings = (settings or Settings()).override(**overrides)
         constants = dict(constants or {})
@@ -244,9 +251,12 @@ class QPLayer(nn.Module):
         given.update(named)
         if missing := [name for name in self.inputs if name not in given]:
             raise ProblemError(f"input {', '.join(missing)} is missing")
+        own = next((t.dtype for t in (*self.parameters(False), *self.buffers(False))), None)
         for name, t in given.items():
             if isinstance(t, Tensor):  # of anything else solve_qp says what it is
                 self._check_shape("input", name, t)
+                if own is not None and own is not t.dtype and torch.float64 in (own, t.dtype):
+                    raise ProblemError(f"input {name} has dtype {t.dtype}, expected {own}, the dtype of this layer")
         blocks: dict[str, Any] = {"P": None, **self.blocks(**given)}
         return solve_qp(**blocks, settings=self.settings)
 

@@ -211,8 +211,13 @@ def test_wrong_inputs_are_refused() -> None:
         ProblemError, match=re.escape("input q has shape (4, 2), expected (*batch, 3): this layer has n = 3")
     ):
         layer(q_of(2, 4), h)
-    with pytest.raises(ProblemError, match=r"P has dtype torch.float64 but q has torch.float32"):
+    message = r"input {} has dtype torch.float{}, expected torch.float{}, the dtype of this layer"
+    with pytest.raises(ProblemError, match=message.format("q", 32, 64)):
         layer(q.float(), h)
+    with pytest.raises(ProblemError, match=message.format("h", 64, 32)):
+        layer.float()(q.float(), h)
+    with pytest.raises(ProblemError, match=message.format("q", 32, 64)):
+        QPLayer(3, constants={"P": torch.eye(3, dtype=F64)})(q.float())
 
 
 # ---- initialisation --------------------------------------------------------------------------------------------------
@@ -309,6 +314,18 @@ def test_settings_may_be_given_by_name() -> None:
     assert QPLayer(3).settings is None
     with pytest.raises(SettingsError, match="'epsabs' is no setting"):
         QPLayer(3, epsabs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("block", "message"),
+    [
+        ({"lb": 0.0}, "lb is given by its name, expected constants={\"lb\": 0.0} or 'lb' among inputs or learned"),
+        ({"A": torch.ones(2, 6)}, 'A is given by its name, expected constants={"A": ...} or'),
+    ],
+)
+def test_a_block_given_as_a_setting_is_told_its_place(block: dict[str, Any], message: str) -> None:
+    with pytest.raises(ProblemError, match="^" + re.escape(message)):
+        QPLayer(6, p=2, inputs=("q",), **block)
 
 
 def test_constants_are_taken_to_the_dtype_of_the_layer() -> None:

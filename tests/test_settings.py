@@ -46,8 +46,8 @@ def test_an_unknown_field_is_named_and_the_known_ones_listed() -> None:
     [
         ("epsabs", "; did you mean 'eps_abs'?"),
         ("maxiter", "; did you mean 'max_iter'?"),
-        ("lower", "; bounds of x are the arguments lb and ub"),
-        ("upper_bound", "; bounds of x are the arguments lb and ub"),
+        ("lower", "; bounds of x are lb and ub"),
+        ("upper_bound", "; bounds of x are lb and ub"),
         ("Q", ""),
     ],
 )
