@@ -57,7 +57,7 @@ class QPLayer(nn.Module):
         **overrides: fields of ``settings``, such as ``eps_abs=1e-6``.
 
     Raises:
-        ProblemError: the blocks do not make one problem.
+        ProblemError: the blocks do not make one problem, or one is given by its name as a setting is.
         SettingsError: ``settings`` is no :class:`optlayer.Settings`, or a setting is unknown or out of its range.
 
     Shapes:
