@@ -220,6 +220,17 @@ def test_entropic_optimal_transport_is_sinkhorn() -> None:
     assert_close(solution.x.reshape(r, c), u[:, None] * K * v, atol=1e-12, rtol=1e-10)
 
 
+def test_marginals_rounded_to_float32_contradict_each_other() -> None:
+    """As the README says: their sums differ by a rounding of float32, above 1e-9 and below 1e-6."""
+    a, b = (torch.rand(8, generator=torch.Generator().manual_seed(seed), dtype=F64) for seed in (0, 1))
+    a, b = (a / a.sum()).float().double(), (b / b.sum()).float().double()
+    C, A = normal(64), transport(8, 8)
+    assert 4e-9 < float((a.sum() - b.sum()).abs()) < 1e-6
+    assert solve_qp(None, C, A=A, b=torch.cat([a, b]), entropy=0.5).status == Status.PRIMAL_INFEASIBLE
+    assert solve_qp(None, C, A=A, b=torch.cat([a, b]), entropy=0.5, eps_abs=1e-6).solved
+    assert solve_qp(None, C, A=A, b=torch.cat([a / a.sum(), b / b.sum()]), entropy=0.5).solved
+
+
 def test_transport_with_marginals_of_zero() -> None:
     """There is no interior: x is zero, to rounding, where a marginal is."""
     a, b = torch.tensor([0.0, 0.4, 0.6], dtype=F64), torch.tensor([0.5, 0.0, 0.5], dtype=F64)
