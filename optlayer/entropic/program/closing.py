@@ -8,6 +8,7 @@ Rows and bounds with more multiplier than slack are taken to be active.  Given t
 are smooth, and two or three Newton steps from the interior point reach the limits of rounding, without a trace of mu.
 The force Px + q + A'y + G'z is formed once; from then on increments are added, so that it is rounded to the size of
 what matters.  If a multiplier comes out negative or an inactive constraint violated, exactly these change sides.
+An x so small that no row feels it has no say in that: it is the exponential of its formula, whatever that is.
 
 A constraint that is active with a multiplier of zero, to rounding, is weakly active: x is not differentiable there, and
 the constraint gets the central weight z / s of the interior point.  Where active constraints depend on each other the
@@ -24,11 +25,11 @@ from torch import Tensor
 
 from ...kkt.algebra import mv, norm, take, tmv
 from .interior_point import Layout, Point
-from .kkt import EPS, KKT
+from .kkt import EPS, KKT, shift
 from .standard import Standard
 
 ROUNDS = 8
-NEWTON_STEPS = 8
+NEWTON_STEPS = 16
 QUADRATIC = 1e-8  # a relative Newton step below this leaves nothing but rounding
 TRACE = 1e-3  # of tau: a multiplier v below it is left to the Newton steps
 TINY = 1e-290  # an x below this is the exponential of its logarithm, and its logarithm not that of x
@@ -159,10 +160,11 @@ def _attempt(
     x = torch.where(held, x, _released(x, interior.v, problem.times_P(free * x) + base, tau))
     delta = torch.zeros_like(multipliers)
     w = torch.zeros_like(d).masked_fill(rows, torch.inf)
+    least = _least(problem, rows, x)
     settled = torch.zeros_like(held[:, 0])
     for _ in range(NEWTON_STEPS):
         force = problem.times_P(free * x) + base + tmv(C, delta)
-        x, log_x = _consistent(x, force, tau, held)
+        x, log_x = _tail(x, -force / tau - 1, held, least)
         kkt = KKT(P, C, torch.where(held, 0.0, x / (tau + x * curvature)), w)
         if bool(settled.all()):
             break
@@ -170,12 +172,13 @@ def _attempt(
         dx, dv = (t.squeeze(-1) for t in kkt.solve(r1.unsqueeze(-1), r2.unsqueeze(-1)))
         moving = ~held & (x > TINY)
         relative = torch.where(moving, dx / torch.where(moving, x, 1.0), 0.0)
+        felt = x * torch.expm1(relative).abs() >= least
         going = ~settled.unsqueeze(-1)
         x = torch.where(going, x * (1 + relative.clamp(-0.9, 10)), x)
         delta = delta + torch.where(rows & going, dv, 0.0)
-        settled = settled | (norm(relative) <= _rounding(problem, base, x).clamp(min=QUADRATIC))
+        settled = settled | (norm(relative * felt) <= _rounding(problem, base, x).clamp(min=QUADRATIC))
     force = problem.times_P(free * x) + base + tmv(C, delta)
-    x, log_x = _tail(x, -force / tau - 1, held)
+    x, log_x = _tail(x, -force / tau - 1, held, least)
     sound = settled & kkt.ok & x.isfinite().all(-1) & log_x.isfinite().all(-1)
     v = multipliers + delta
     z_box = torch.where(lower | upper, -(force + tau * (log_x + 1)), 0.0)
@@ -240,12 +243,31 @@ def _consistent(x: Tensor, force: Tensor, tau: Tensor, held: Tensor) -> tuple[Te
     return x, torch.where(small & (x <= TINY), formula, x.clamp(min=TINY).log())
 
 
-def _tail(x: Tensor, formula: Tensor, held: Tensor) -> tuple[Tensor, Tensor]:
-    """x and its logarithm: where no row can tell the difference, log x is the formula's and x its exponential."""
-    least = EPS / x.shape[1] * x.amax(-1, keepdim=True)
-    exact = torch.minimum(formula, least.clamp(min=TINY).log()).exp()
-    tail = ~held & ((x < least) & (exact < least) | (x <= TINY))
-    return torch.where(tail, exact, x), torch.where(tail, formula, x.log())
+def _least(problem: Standard, rows: Tensor, x: Tensor) -> Tensor:
+    """(B, n): the change of a variable that is lost in the rounding of these rows (B, k), of the forces and of sum x.
+
+    Where only changes of this size say what a multiplier is, it is left undetermined, as between the blocks of a
+    transport plan that is nearly a permutation: any that keeps these x so small will do.
+    """
+    terms = mv(problem.C.abs(), problem.free * x) + problem.d.abs()
+    force = (problem.q.abs() + problem.tau).amax(-1, keepdim=True)
+    felt = torch.maximum(1 / (problem.free * x).sum(-1, keepdim=True).clamp(min=TINY), problem.curvature / force)
+    if problem.P is not None:
+        felt = torch.maximum(felt, problem.P.abs().amax(-1) / force)
+    if terms.shape[1]:
+        felt = torch.maximum(felt, (problem.C.abs() * (rows / terms.clamp(min=TINY)).unsqueeze(-1)).amax(1))
+    return (shift(terms.shape[1]) / felt).clamp(min=2 * TINY)
+
+
+def _tail(x: Tensor, formula: Tensor, held: Tensor, least: Tensor) -> tuple[Tensor, Tensor]:
+    """x and its logarithm: where no row can tell the difference, log x is the formula's and x its exponential.
+
+    An x below `least` that the formula wants above it is raised to `least`, from where Newton steps take it.
+    """
+    exact = formula.exp()
+    tail = ~held & ((exact - x).abs() < least) & (least > QUADRATIC * x)
+    x = torch.where(tail, exact, torch.where(held, x, torch.maximum(x, least)))
+    return x, torch.where(tail, formula, x.clamp(min=TINY).log())
 
 
 def _rounding(problem: Standard, force: Tensor, x: Tensor) -> Tensor:
@@ -291,7 +313,8 @@ def _central(problem: Standard, p: int, interior: Interior) -> Closed:
         center = Center(Interior(*parts), delta, box)
         error = torch.where(better.squeeze(-1), error_moved, error)
     at = center.at
-    x, log_x = _tail(at.x, -center.force(problem, base) / tau - 1, fixed)
+    least = _least(problem, torch.ones_like(problem.d, dtype=torch.bool), at.x)
+    x, log_x = _tail(at.x, -center.force(problem, base) / tau - 1, fixed, least)
     w, w_box = _central_weights(problem, p, at)
     share = problem.lower * at.z_lower / at.s_lower
     return Closed(

@@ -27,6 +27,11 @@ DEPENDENT = 1e-11  # a squared pivot of S below this belongs to a row that depen
 NULL = 1e-13  # an eigenvalue of S below this, relative to k, is zero
 
 
+def shift(k: int) -> float:
+    """What keeps the scaled S (k, k) of dependent rows definite; its factors do not feel what moves a row by less."""
+    return float(8 * EPS * max(k, 1) ** 0.5)
+
+
 class KKT:
     """K of a batch, factorised.  P (B, n, n) symmetric or None, C (B, k, n), all float64.
 
@@ -70,7 +75,7 @@ class KKT:
         # a row of zeros keeps its unit: a large one would multiply the rounding that it leaves in the others
         self.unit = torch.where(diagonal > NONZERO, diagonal.clamp(min=NONZERO).rsqrt(), 1.0).unsqueeze(-1)
         S = self.unit * S * self.unit.mT
-        S.diagonal(dim1=-2, dim2=-1).add_(8 * EPS * k**0.5)  # dependent rows; refinement takes it out again
+        S.diagonal(dim1=-2, dim2=-1).add_(shift(k))  # refinement takes it out again
         self.F, info = torch.linalg.cholesky_ex(S)
         self.ok = self.ok & (info == 0)
         self.dependent = self.F.diagonal(dim1=-2, dim2=-1).square() < DEPENDENT

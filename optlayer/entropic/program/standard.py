@@ -21,7 +21,7 @@ from ...kkt.algebra import NONZERO, dot, mv, tmv
 from ...problem import HUGE
 from ...solvers.standard import CONVEXITY, convex
 from ...status import Status
-from .kkt import EPS
+from .kkt import shift
 
 
 class Data(NamedTuple):
@@ -139,7 +139,7 @@ def _contradiction(A: Tensor, b: Tensor) -> Tensor:
     if p == 0:
         return outside
     AA = A @ A.mT
-    AA.diagonal(dim1=-2, dim2=-1).add_(8 * EPS * p**0.5)
+    AA.diagonal(dim1=-2, dim2=-1).add_(shift(p))
     pivots = torch.linalg.cholesky_ex(AA)[0].diagonal(dim1=-2, dim2=-1).square()
     some = (~(pivots > 1e-11).all(-1)).nonzero().squeeze(-1)
     if some.numel():
