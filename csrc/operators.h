@@ -32,9 +32,9 @@ auto as_tuple(Tensor* t, std::index_sequence<I...>) {
 }
 
 template <class Machine>
-auto qp(Optional P, Tensor q, Optional G, Optional h, Optional A, Optional b, Optional lb, Optional ub, Optional x0,
-        Optional y0, Optional z0, Optional z_box0, double eps_abs, double eps_rel, int64_t max_iter,
-        int64_t formulation, bool nan_failures, bool keep_factor) {
+auto qp(Optional P, Tensor q, Optional G, Optional h, Optional A, Optional b, Optional lb, Optional ub,
+        double eps_abs, double eps_rel, int64_t max_iter, int64_t formulation, bool nan_failures, bool keep_factor,
+        Optional x0, Optional y0, Optional z0, Optional z_box0) {
   const Optional* vectors[] = {&h, &b, &lb, &ub, &x0, &y0, &z0, &z_box0};
   const Place place = Machine::place(q);
   Batch batch;
@@ -45,7 +45,8 @@ auto qp(Optional P, Tensor q, Optional G, Optional h, Optional A, Optional b, Op
   SolveCall call;
   const int64_t n = length(q), m = length(h), p = length(b), r = m + p, k = r < 2 * n ? r : 2 * n;
   const ScalarType type = float_type(q);
-  STD_TORCH_CHECK(n > 0 && (m == 0 || G.has_value()) && (p == 0 || A.has_value()), "G or A is absent, or n is 0");
+  STD_TORCH_CHECK(n > 0 && G.has_value() == h.has_value() && A.has_value() == b.has_value(),
+                  "one of G and h, or of A and b, is absent, or n is 0");
   call.B = batch.count();
   call.n = narrow(n), call.m = narrow(m), call.p = narrow(p);
   call.single = type == ScalarType::Float;
@@ -63,7 +64,7 @@ auto qp(Optional P, Tensor q, Optional G, Optional h, Optional A, Optional b, Op
   call.nan_failures = nan_failures, call.keep_factor = keep_factor;
 
   const ScalarType whole = ScalarType::Long, full = ScalarType::Double;
-  Tensor out[16] = {make(place, batch, n, type),
+  Tensor out[13] = {make(place, batch, n, type),
                     make(place, batch, p, type),
                     make(place, batch, m, type),
                     make(place, batch, n, type),
@@ -72,27 +73,23 @@ auto qp(Optional P, Tensor q, Optional G, Optional h, Optional A, Optional b, Op
                     make(place, batch, -1, whole),
                     make(place, batch, -1, whole),
                     make(place, batch, n, type),
-                    make(place, batch, n, type),
-                    make(place, batch, p, type),
-                    make(place, batch, m, type),
-                    make(place, batch, n, type),
+                    make(place, batch, n + r + n, type),
                     make(place, batch, 2 * n + 2 * r + 2, full),
                     make(place, batch, keep_factor ? n * n + k * k : 0, full),
                     make(place, batch, k, whole)};
-  void** floats[] = {&call.x,     &call.y,     &call.z,     &call.z_box,  &call.s,
-                     nullptr,     nullptr,     nullptr,     &call.lower_share, &call.ray_x,
-                     &call.ray_y, &call.ray_z, &call.ray_box};
-  for (int i = 0; i < 13; i++)
-    if (floats[i] != nullptr) *floats[i] = out[i].mutable_data_ptr();
+  void** floats[] = {&call.x, &call.y, &call.z, &call.z_box, &call.s};
+  for (int i = 0; i < 5; i++) *floats[i] = out[i].mutable_data_ptr();
   call.status = static_cast<int64_t*>(out[5].mutable_data_ptr());
   call.iterations = static_cast<int64_t*>(out[6].mutable_data_ptr());
   call.weakly_active = static_cast<int64_t*>(out[7].mutable_data_ptr());
-  call.state = static_cast<double*>(out[13].mutable_data_ptr());
-  call.factor = keep_factor ? static_cast<double*>(out[14].mutable_data_ptr()) : nullptr;
-  call.index = static_cast<int64_t*>(out[15].mutable_data_ptr());
+  call.lower_share = out[8].mutable_data_ptr();
+  call.ray = out[9].mutable_data_ptr();
+  call.state = static_cast<double*>(out[10].mutable_data_ptr());
+  call.factor = keep_factor ? static_cast<double*>(out[11].mutable_data_ptr()) : nullptr;
+  call.index = static_cast<int64_t*>(out[12].mutable_data_ptr());
 
   const int64_t unsolved = call.B > 0 ? Machine::solve(place, call) : 0;
-  return std::tuple_cat(as_tuple(out, std::make_index_sequence<16>()), std::make_tuple(unsolved));
+  return std::tuple_cat(as_tuple(out, std::make_index_sequence<13>()), std::make_tuple(unsolved));
 }
 
 template <class Machine>

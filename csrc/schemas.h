@@ -5,15 +5,14 @@
 #include <torch/csrc/stable/library.h>
 
 STABLE_TORCH_LIBRARY(optlayer_native, m) {
-  // optlayer::qp; formulation is 0 auto, 1 split, 2 range. `unsolved` counts the elements whose status is UNSOLVED:
+  // optlayer::qp with the warm start at the end; formulation is 0 auto, 1 split, 2 range. `unsolved` counts the elements whose status is UNSOLVED:
   // the engine leaves them to another, and only their status is written. It is -1 where that is to be looked up.
   m.def(
       "qp(Tensor? P, Tensor q, Tensor? G, Tensor? h, Tensor? A, Tensor? b, Tensor? lb, Tensor? ub, "
-      "Tensor? x0, Tensor? y0, Tensor? z0, Tensor? z_box0, "
-      "float eps_abs, float eps_rel, int max_iter, int formulation, bool nan_failures, bool keep_factor) -> "
+      "float eps_abs, float eps_rel, int max_iter, int formulation, bool nan_failures, bool keep_factor, "
+      "Tensor? x0=None, Tensor? y0=None, Tensor? z0=None, Tensor? z_box0=None) -> "
       "(Tensor x, Tensor y, Tensor z, Tensor z_box, Tensor s, Tensor status, Tensor iterations, Tensor weakly_active, "
-      "Tensor lower_share, Tensor ray_x, Tensor ray_y, Tensor ray_z, Tensor ray_box, "
-      "Tensor state, Tensor factor, Tensor index, int unsolved)");
+      "Tensor lower_share, Tensor ray, Tensor state, Tensor factor, Tensor index, int unsolved)");
   // optlayer::kkt_solve.
   m.def(
       "kkt_solve(Tensor? P, Tensor? G, Tensor? A, Tensor state, Tensor factor, Tensor index, "

@@ -230,11 +230,11 @@ def unstack(solution: Solution, instances: Sequence[Instance]) -> list[Solution]
     for i, instance in enumerate(instances):
         cut = {"n": instance.n, "m": instance.m, "p": instance.p}
         parts = {k: getattr(solution, k)[i, : cut[size]] for k, size in SIZES.items()}
-        ray = solution.certificate
-        certificate = type(ray)(*(getattr(ray, k)[i, : cut[SIZES[k]]] for k in ray._fields))
+        certificate = solution.certificate
+        ray = torch.cat([getattr(certificate, k)[i, : cut[SIZES[k]]] for k in certificate._fields])
         counts = {k: getattr(solution, k)[i] for k in ("status", "iterations", "weakly_active")}
         problem = Problem(**instance.blocks)
-        alone.append(replace(solution, **parts, **counts, certificate=certificate, problem=problem, rule=BATCH_ONLY))
+        alone.append(replace(solution, **parts, **counts, ray=ray, problem=problem, rule=BATCH_ONLY))
     return alone
 
 

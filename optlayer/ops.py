@@ -15,7 +15,8 @@ Both are opaque to autograd: their derivatives are stated in ``optlayer.derivati
     returns     x, y, z, z_box, s                    solution, multipliers and slack s = h - Gx
                 status, iterations, weakly_active    (*batch), int64
                 lower_share                          (*batch, n): the part of an active bound that is the lower one
-                ray_x, ray_y, ray_z, ray_box         certificates of infeasible and unbounded elements, zero elsewhere
+                ray                                  (*batch, n + p + m + n): the certificates (x, y, z, z_box) of
+                                                     infeasible and unbounded elements in a row, zero elsewhere
                 state, factor, index                 what kkt_solve needs, in the engine's own layout
 
 ``optlayer::kkt_solve`` returns u = K^-1 r = (u_x, u_y, u_z, u_box) at the solution of such a program,
@@ -50,8 +51,7 @@ library.define(
     "Tensor? x0, Tensor? y0, Tensor? z0, Tensor? z_box0, "
     "float eps_abs, float eps_rel, int max_iter, str backend, str formulation, str on_failure, bool keep_factor) -> "
     "(Tensor x, Tensor y, Tensor z, Tensor z_box, Tensor s, Tensor status, Tensor iterations, Tensor weakly_active, "
-    "Tensor lower_share, Tensor ray_x, Tensor ray_y, Tensor ray_z, Tensor ray_box, "
-    "Tensor state, Tensor factor, Tensor index)",
+    "Tensor lower_share, Tensor ray, Tensor state, Tensor factor, Tensor index)",
     tags=_TAGS,
 )
 library.define(
@@ -150,12 +150,11 @@ def qp_fake(
     in_state, in_factor, in_index = packed_sizes(n, m, p)
     primal = [q.new_empty(*batch, size) for size in (n, p, m, n, m)]
     counts = [q.new_empty(batch, dtype=torch.int64) for _ in range(3)]
-    rays = [q.new_empty(*batch, size) for size in (n, p, m, n)]
     return (
         *primal,
         *counts,
         q.new_empty(*batch, n),
-        *rays,
+        q.new_empty(*batch, n + p + m + n),
         q.new_empty(*batch, in_state, dtype=torch.float64),
         q.new_empty(*batch, in_factor if keep_factor else 0, dtype=torch.float64),
         q.new_empty(*batch, in_index, dtype=torch.int64),

@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Solve a batch of quadratic programs, with or without an entropy."""
 
-import contextlib
 import functools
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,7 +16,6 @@ from .problem import FULL, Problem, fill, validate, working_dtype
 from .settings import Settings
 from .solution import Factorisation, Point, Rule, Solution
 
-DEFAULTS = {dtype: Settings().resolve(dtype) for dtype in FULL}
 PARTS = ("x", "y", "z", "z_box")
 
 
@@ -103,35 +101,38 @@ def solve_qp(
         >>> solve_qp(None, -theta, A=one, b=one[:, 0], ub=0.5, entropy=1.0).x.round(decimals=4).tolist()
         [0.1345, 0.3655, 0.5]
     """
+    if entropy is None and warm_start is None and isinstance(q, Tensor) and q.dtype in FULL:
+        how = _how(settings, overrides, q.dtype)
+        raw = derivative.solve_at_once((P, q, G, h, A, b, lb, ub), how.options)
+        if raw is not None:
+            given = {"P": P, "q": q, "G": G, "h": h, "A": A, "b": b, "lb": lb, "ub": ub}
+            return fill(Solution, _fields(raw, fill(Problem, given), how.settings))
     problem = validate(P, q, G, h, A, b, lb, ub, entropy)
     dtype = working_dtype(q)
-    if settings is None:
-        settings = _overridden(overrides, dtype) if overrides else DEFAULTS[dtype]
-    elif not isinstance(settings, Settings):
-        raise SettingsError(f"settings is {settings!r}, expected an optlayer.Settings")
-    elif overrides:
-        settings = settings.override(**overrides)
-    settings = settings.resolve(dtype)
+    how = _how(settings, overrides, dtype)
     warm = None if warm_start is None else _warm(warm_start, problem, dtype)
     if entropy is not None:
-        return _solve_entropic(problem, settings)
-    raw = derivative.solve(*problem.tensors, warm, _options(settings))
-    return fill(
-        Solution,
-        x=raw.x,
-        y=raw.y,
-        z=raw.z,
-        z_box=raw.z_box,
-        s=raw.s,
-        status=raw.status,
-        iterations=raw.iterations,
-        weakly_active=raw.weakly_active,
-        certificate=Point(raw.ray_x, raw.ray_y, raw.ray_z, raw.ray_box),
-        problem=problem,
-        settings=settings,
-        factorisation=Factorisation(raw.lower_share, raw.state, raw.factor, raw.index),
-        rule=RULE,
-    )
+        return _solve_entropic(problem, how.settings)
+    return Solution(**_fields(derivative.solve(*problem.tensors, warm, how.options), problem, how.settings))
+
+
+def _fields(raw: Sequence[Tensor], problem: Problem, settings: Settings) -> dict[str, Any]:
+    x, y, z, z_box, s, status, iterations, weakly_active, lower_share, ray, state, factor, index = raw
+    return {
+        "x": x,
+        "y": y,
+        "z": z,
+        "z_box": z_box,
+        "s": s,
+        "status": status,
+        "iterations": iterations,
+        "weakly_active": weakly_active,
+        "ray": ray,
+        "problem": problem,
+        "settings": settings,
+        "factorisation": Factorisation(lower_share, state, factor, index),
+        "rule": RULE,
+    }
 
 
 def _solve_entropic(problem: Problem, settings: Settings) -> Solution:
@@ -156,7 +157,7 @@ def _solve_entropic(problem: Problem, settings: Settings) -> Solution:
         status=raw.status,
         iterations=raw.iterations,
         weakly_active=raw.weakly_active,
-        certificate=Point(torch.zeros_like(raw.ray_box), raw.ray_y, raw.ray_z, raw.ray_box),
+        ray=torch.cat([torch.zeros_like(raw.ray_box), raw.ray_y, raw.ray_z, raw.ray_box], -1),
         problem=problem,
         settings=settings,
         factorisation=Factorisation(raw.lower_share, raw.state, raw.factor, torch.empty_like(raw.status)),
@@ -165,22 +166,32 @@ def _solve_entropic(problem: Problem, settings: Settings) -> Solution:
     )
 
 
-def _overridden(overrides: dict[str, Any], dtype: torch.dtype) -> Settings:
-    """The default settings with some fields replaced. Those of recent calls are kept: making them takes its time."""
-    if not torch.compiler.is_compiling():
-        with contextlib.suppress(TypeError):  # something in them cannot be looked up
-            return _recent(dtype, **overrides)
-    return Settings(**overrides)
+class How(NamedTuple):
+    """How to solve: settings without ``None``, and the same as the operator takes them."""
+
+    settings: Settings
+    options: derivative.Options
 
 
-@functools.lru_cache(maxsize=64, typed=True)
-def _recent(dtype: torch.dtype, **overrides: Any) -> Settings:
-    return Settings(**overrides).resolve(dtype)
+def _how(settings: Settings | None, overrides: dict[str, Any], dtype: torch.dtype) -> How:
+    """The settings of a call. What the overrides of recent calls came to is kept: a small problem is solved sooner."""
+    if settings is None:
+        if not overrides:
+            return DEFAULTS[dtype]
+        if not torch.compiler.is_compiling():
+            try:
+                return _recent(dtype, **overrides)
+            except TypeError:  # something in them cannot be looked up
+                pass
+        return _resolved(Settings(**overrides), dtype)
+    if not isinstance(settings, Settings):
+        raise SettingsError(f"settings is {settings!r}, expected an optlayer.Settings")
+    return _resolved(settings.override(**overrides) if overrides else settings, dtype)
 
 
-def _options(settings: Settings) -> derivative.Options:
-    """Resolved settings as the operator takes them."""
-    return derivative.Options(
+def _resolved(settings: Settings, dtype: torch.dtype) -> How:
+    settings = settings.resolve(dtype)
+    options = derivative.Options(
         settings.eps_abs,  # type: ignore[arg-type]  # resolved: not None
         settings.eps_rel,  # type: ignore[arg-type]
         settings.max_iter,
@@ -189,6 +200,15 @@ def _options(settings: Settings) -> derivative.Options:
         settings.on_failure,
         settings.factorisation == "keep",
     )
+    return How(settings, options)
+
+
+@functools.lru_cache(maxsize=64, typed=True)
+def _recent(dtype: torch.dtype, **overrides: Any) -> How:
+    return _resolved(Settings(**overrides), dtype)
+
+
+DEFAULTS = {dtype: _resolved(Settings(), dtype) for dtype in FULL}
 
 
 def _warm(
@@ -232,8 +252,7 @@ def _adjoint(solution: Solution, output: str, cotangent: Tensor, parameter: str)
     lower_share, state, factor, index = solution.factorisation
     raw = derivative.Raw(
         *(solution.x, solution.y, solution.z, solution.z_box, solution.s),
-        *(solution.status, solution.iterations, solution.weakly_active, lower_share),
-        *solution.certificate,
+        *(solution.status, solution.iterations, solution.weakly_active, lower_share, solution.ray),
         *(state, factor, index),
     )
     cotangents: dict[str, Any] = {"g_box" if output == "z_box" else f"g_{output}": cotangent}

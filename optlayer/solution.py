@@ -75,9 +75,7 @@ class Solution:
         iterations: (*batch) int64, interior point iterations.
         weakly_active: (*batch) int64, how many rows and bounds are active with a multiplier of zero.  Where there are
             any, the solution has one-sided derivatives only; the ones returned lie between these.
-        certificate: proof for the elements that are infeasible, 0 elsewhere.  PRIMAL_INFEASIBLE: z >= 0 and
-            A'y + G'z + z_box = 0 with b'y + h'z + lb'z_box^- + ub'z_box^+ = -1; 0 where lb > ub, which is proof enough.
-            DUAL_INFEASIBLE: a direction x with Px = 0, Ax = 0, Gx <= 0 and q'x = -1 along which no bound is met.
+        ray: (*batch, n + p + m + n), the four parts of :attr:`certificate` in a row.
         problem: the problem that was solved.
         settings: the settings that it was solved with.
         factorisation: the KKT system as the engine keeps it, for :attr:`kkt`.
@@ -112,12 +110,23 @@ class Solution:
     status: Tensor
     iterations: Tensor
     weakly_active: Tensor
-    certificate: Point
+    ray: Tensor
     problem: Problem
     settings: Settings
     factorisation: Factorisation
     rule: Rule
     log_x: Tensor | None = None
+
+    @property
+    def certificate(self) -> Point:
+        """Proof for the elements that are infeasible, 0 elsewhere.
+
+        PRIMAL_INFEASIBLE: z >= 0 and A'y + G'z + z_box = 0 with b'y + h'z + lb'z_box^- + ub'z_box^+ = -1; 0 where
+        lb > ub, which is proof enough.  DUAL_INFEASIBLE: a direction x with Px = 0, Ax = 0, Gx <= 0 and q'x = -1 along
+        which no bound is met.
+        """
+        sizes = [t.shape[-1] for t in (self.x, self.y, self.z, self.z_box)]
+        return Point(*self.ray.split(sizes, -1))
 
     @property
     def solved(self) -> Tensor:
@@ -277,7 +286,7 @@ PARTS = (
     "status",
     "iterations",
     "weakly_active",
-    "certificate",
+    "ray",
     "problem",
     "factorisation",
 )

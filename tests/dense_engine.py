@@ -91,7 +91,7 @@ def qp(
 ) -> tuple[Tensor, ...]:
     calls["qp"] += 1
     on_failure = options[-2]
-    shapes = [t.shape for t in ops.qp_fake(P, q, G, h, A, b, lb, ub, *options)[13:]]
+    shapes = [t.shape for t in ops.qp_fake(P, q, G, h, A, b, lb, ub, *options)[10:]]
     n, m, p = q.shape[-1], 0 if h is None else h.shape[-1], 0 if b is None else b.shape[-1]
     cores = zip((P, q, G, h, A, b, lb, ub), ops.QP_CORES, strict=False)
     batch = torch.broadcast_shapes(*(t.shape[: t.dim() - core] for t, core in cores if t is not None))
@@ -147,11 +147,11 @@ def qp(
     state = q64.new_zeros(shapes[0])
     state[..., : m + n + 1] = torch.cat([D[..., :m], D_box, (status == 1).unsqueeze(-1)], -1)
     counts = (status, torch.zeros_like(status), weak.sum(-1))
-    rays = (torch.zeros_like(t) for t in (x, y, z, z_box))
     return (
         *(t.to(q.dtype).contiguous() for t in (x, y, z, z_box, s)),
         *(t.contiguous() for t in counts),
-        *(t.to(q.dtype).contiguous() for t in (share, *rays)),
+        share.to(q.dtype).contiguous(),
+        q.new_zeros(*batch, n + p + m + n),
         state,
         q64.new_zeros(shapes[1]),
         torch.zeros(shapes[2], dtype=torch.int64),

@@ -72,7 +72,7 @@ def test_linear_systems_agree(program):
         raw = solve(*program, None, OPTIONS)
         random = torch.Generator().manual_seed(1)
         r = [torch.randn(4, *t.shape, dtype=t.dtype, generator=random) for t in raw[:4]]
-        return linear(program[0], program[2], program[4], *raw[13:], raw.status, *r, "auto")
+        return linear(program[0], program[2], program[4], *raw[10:], raw.status, *r, "auto")
 
     close(*both(solution), **TOLERANCE)
 

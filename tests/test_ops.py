@@ -29,7 +29,7 @@ def kkt_arguments(program, out, *extra):
         torch.randn(*extra, *t.shape, dtype=t.dtype, generator=torch.Generator().manual_seed(1))
         for t in (x, y, z, z_box)
     ]
-    return program[0], program[2], program[4], *out[13:], *r, "auto"
+    return program[0], program[2], program[4], *out[10:], *r, "auto"
 
 
 BLOCKS = {

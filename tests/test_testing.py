@@ -160,14 +160,14 @@ def test_a_slightly_wrong_certificate_of_infeasibility_is_refused(part: str) -> 
     wrong[1, 0] += 1e-3
     certificate = solution.certificate._replace(**{part: wrong})
     with pytest.raises(AssertionError, match=r"element \[1\]: certificate of PRIMAL_INFEASIBLE, .* expected at most"):
-        assert_certified(dataclasses.replace(solution, certificate=certificate))
+        assert_certified(dataclasses.replace(solution, ray=torch.cat(certificate, -1)))
 
 
 def test_a_slightly_wrong_certificate_of_unboundedness_is_refused() -> None:
     solution = solve_qp(*random_qp(5, 4, 2, kind="unbounded", batch=(2,), seed=8).tensors)
     certificate = solution.certificate._replace(x=solution.certificate.x + 1e-3)
     with pytest.raises(AssertionError, match=r"element \[0\]: certificate of DUAL_INFEASIBLE, Px is"):
-        assert_certified(dataclasses.replace(solution, certificate=certificate))
+        assert_certified(dataclasses.replace(solution, ray=torch.cat(certificate, -1)))
 
 
 # ---- assertions about gradients --------------------------------------------------------------------------------------

@@ -58,8 +58,7 @@ struct SolveCall {
 
   void *x = nullptr, *y = nullptr, *z = nullptr, *z_box = nullptr, *s = nullptr;
   int64_t *status = nullptr, *iterations = nullptr, *weakly_active = nullptr;
-  void* lower_share = nullptr;
-  void *ray_x = nullptr, *ray_y = nullptr, *ray_z = nullptr, *ray_box = nullptr;
+  void *lower_share = nullptr, *ray = nullptr;
   double *state = nullptr, *factor = nullptr;
   int64_t* index = nullptr;
 };

@@ -217,10 +217,13 @@ struct Solver {
     store_vector(elements, bare ? nullptr : out_box, n, call.z_box);
     store_vector(elements, out_s + p, m, call.s);
     store_vector(elements, bare ? nullptr : out_share, n, call.lower_share);
-    store_vector(elements, proven ? proof.x : nullptr, n, call.ray_x);
-    store_vector(elements, proven ? proof.v : nullptr, p, call.ray_y);
-    store_vector(elements, proven ? proof.v + p : nullptr, m, call.ray_z);
-    store_vector(elements, proven ? proof.box : nullptr, n, call.ray_box);
+    if (proven) {
+      store_vector(elements, proof.x, n, call.ray, n + r + n, 0);
+      store_vector(elements, proof.v, r, call.ray, n + r + n, n);
+      store_vector(elements, proof.box, n, call.ray, n + r + n, n + r);
+    } else {
+      store_vector(elements, nullptr, n + r + n, call.ray);
+    }
     for (int l = 0; l < elements.used && rank() == 0; l++) {
       const int64_t e = elements.at[l];
       call.status[e] = (int64_t)lane(status, l);
@@ -233,14 +236,19 @@ struct Solver {
 
   // Zeros where `from` is null.
   OPTLAYER_METHOD void store_vector(const Elements<V>& elements, const V* from, int count, void* to) {
+    store_vector(elements, from, count, to, count, 0);
+  }
+
+  // The same from entry `start` on of rows of `size` entries; zeros fill whole rows.
+  OPTLAYER_METHOD void store_vector(const Elements<V>& elements, const V* from, int count, void* to, int size, int start) {
     if (count == 0) return;
     if (from == nullptr) {
-      const size_t size = (call.single ? sizeof(float) : sizeof(double)) * count;
-      clear(static_cast<char*>(to) + elements.at[0] * size, elements.used * size);
+      const size_t row = (call.single ? sizeof(float) : sizeof(double)) * count;
+      clear(static_cast<char*>(to) + elements.at[0] * row, elements.used * row);
       return;
     }
     int64_t offsets[lanes<V>];
-    for (int l = 0; l < lanes<V>; l++) offsets[l] = elements.at[l] * count;
+    for (int l = 0; l < lanes<V>; l++) offsets[l] = elements.at[l] * size + start;
     store(from, count, to, call.single, offsets, elements.used);
   }
 };

@@ -26,6 +26,6 @@ with h = +inf and infinite bounds have gradient zero.
 """
 
 from .linear import linear
-from .program import Options, Raw, adjoint, solve
+from .program import Options, Raw, adjoint, solve, solve_at_once
 
-__all__ = ["Options", "Raw", "adjoint", "linear", "solve"]
+__all__ = ["Options", "Raw", "adjoint", "linear", "solve", "solve_at_once"]

@@ -55,10 +55,7 @@ class Raw(NamedTuple):
     iterations: Tensor
     weakly_active: Tensor
     lower_share: Tensor
-    ray_x: Tensor
-    ray_y: Tensor
-    ray_z: Tensor
-    ray_box: Tensor
+    ray: Tensor
     state: Tensor
     factor: Tensor
     index: Tensor  # type: ignore[assignment]
@@ -159,7 +156,7 @@ class Solution(Function):
             if G is not None:
                 ds = torch.where(failed, dz, r[2] - matvec(G, torch.where(failed, 0, dx)))
                 ds = torch.where(torch.isinf(s), 0, ds)
-            return dx, dy, dz, dz_box, ds, *(None,) * 11
+            return dx, dy, dz, dz_box, ds, *(None,) * 8
 
     @staticmethod
     def vmap(info: Any, in_dims: Any, *args: Any) -> Any:
@@ -199,17 +196,27 @@ def solve(
 
     Shapes are those of the operator ``optlayer::qp``, and the arguments are taken to be valid.  `warm` holds
     (x0, y0, z0, z_box0), which are constants: they receive no gradient.  The factorisation is kept only when something
-    differentiates and the options say so; an eager call that nothing differentiates goes to the operator at once.
+    differentiates and the options say so.
     """
     tensors = (P, q, G, h, A, b, lb, ub)
     given = (*tensors, *(warm or (None, None, None, None)))
     if torch.compiler.is_compiling():
         return Raw(*_tracked_solve(*given, *options))
-    if unwatched(given, constant=True):
-        return Raw(*ops.engines["qp"](*given, *options[:-1], False))
     if recording(tensors) or autocast_on(q.device.type):
         return Raw(*_tracked_solve(*given, *options))
     return Raw(*run("qp", given, *options[:-1], False))
+
+
+def solve_at_once(tensors: Sequence[Any], options: Options) -> Sequence[Tensor] | None:
+    """`solve` for a small problem, (P, q, G, h, A, b, lb, ub) as they came, without a look at their shapes or dtypes.
+
+    Looking at them in Python takes as long as such a problem takes to solve; the compiled engine does it as well.
+
+    Returns: None where it does not take them, and where anything but the engine would see the call.
+    """
+    if torch.compiler.is_compiling() or not unwatched(tensors, constant=True):
+        return None
+    return choose.qp_at_once(tensors, options[:-1])
 
 
 def adjoint(

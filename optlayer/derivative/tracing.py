@@ -23,7 +23,6 @@ Entry = TypeVar("Entry", bound=Callable[..., Any])
 # see calls, a transform, a mode or a tracer, adds one more.
 _ALONE = torch._C.DispatchKeySet(torch._C.DispatchKey.BackendSelect)
 _KEYS = (_ALONE | torch._C.DispatchKeySet(torch._C.DispatchKey.ADInplaceOrView), _ALONE)
-_PLAIN = (Tensor, Parameter)
 
 # Inside it a call of an operator skips the operator's Autograd kernel, which is the Function that makes the call.
 below_autograd = torch._C._AutoDispatchBelowAutograd
@@ -52,7 +51,10 @@ def unwatched(tensors: Sequence[Tensor | None], constant: bool = False) -> bool:
     """
     tracked = constant and torch.is_grad_enabled()
     for t in tensors:
-        if t is not None and (type(t) not in _PLAIN or not t.is_cpu or (tracked and t.requires_grad)):
+        if t is None:
+            continue
+        kind = type(t)
+        if (kind is not Tensor and kind is not Parameter) or not t.is_cpu or (tracked and t.requires_grad):
             return False
     return (
         torch._C._dispatch_tls_local_include_set() in _KEYS

@@ -50,13 +50,42 @@ def _qp(*arguments: Any) -> tuple[Tensor, ...]:
     q, h, b, backend, on_failure = arguments[1], arguments[3], arguments[5], arguments[15], arguments[17]
     rows = (0 if h is None else h.shape[-1]) + (0 if b is None else b.shape[-1])
     if _native(backend, q, rows):
-        out, left = native.qp(*arguments)
-        if left > 0 or (left < 0 and _unsolved(out[5])):
-            _solve_rest(out, arguments)
-    else:
-        out = _reference_qp(*arguments)
+        return _finished(*native.qp(*arguments), arguments)
+    out = _reference_qp(*arguments)
     if on_failure in ("raise", "warn"):
         _announce(out[5], arguments[:8], on_failure)
+    return out
+
+
+def qp_at_once(tensors: Sequence[Tensor | None], options: Sequence[Any]) -> tuple[Tensor, ...] | None:
+    """The operator without a warm start for a small problem that may be wrong: eight tensors, or None.
+
+    Returns: None where the compiled engine does not take the call, as when it finds the arguments to be wrong.
+    """
+    _, q, _, h, _, b, _, _ = tensors
+    if (
+        q is None
+        or not q.is_cpu
+        or q.numel() + (0 if h is None else h.numel()) + (0 if b is None else b.numel()) > native.LARGEST
+        or options[3] == "reference"
+        or ops.engines["qp"] is not _qp
+        or not native.available()
+    ):
+        return None
+    arguments = (*tensors, None, None, None, None, *options, False)
+    try:
+        out, left = native.qp(*arguments)
+    except RuntimeError:
+        return None
+    return out if left == 0 and options[5] in ("nan", "ignore") else _finished(out, left, arguments)
+
+
+def _finished(out: tuple[Tensor, ...], left: int, arguments: Sequence[Any]) -> tuple[Tensor, ...]:
+    """What the compiled engine found, where nothing is left to solve and failures have been announced."""
+    if left > 0 or (left < 0 and _unsolved(out[5])):
+        _solve_rest(out, arguments)
+    if arguments[17] in ("raise", "warn"):
+        _announce(out[5], arguments[:8], arguments[17])
     return out
 
 
@@ -168,7 +197,7 @@ def _reference_qp(
         pieces.append(reference.solve(program, p, rules, formulation, start, keep_factor))
     out = reference.Solved(*(torch.cat(column) for column in zip(*pieces, strict=True)))
     x, z_box = out.x, out.z_box
-    (y, z), (ray_y, ray_z) = (v.split([p, m], 1) for v in (out.v, out.ray_v))
+    y, z = out.v.split([p, m], 1)
     s = _slack(q, G, h, x, batch)
     if on_failure == "nan":
         failed = out.status != Status.SOLVED
@@ -178,13 +207,12 @@ def _reference_qp(
     def shaped(t: Tensor, dtype: torch.dtype) -> Tensor:
         return t.to(dtype).reshape(batch + t.shape[1:])
 
-    rays = (out.ray_x, ray_y, ray_z, out.ray_box)
     return (
         *(shaped(t, q.dtype) for t in (x, y, z, z_box)),
         s,
         *(shaped(t, torch.int64) for t in (out.status, out.iterations, out.weak)),
         shaped(out.lower_share, q.dtype),
-        *(shaped(t, q.dtype) for t in rays),
+        shaped(torch.cat([out.ray_x, out.ray_v, out.ray_box], 1), q.dtype),
         *(shaped(t, torch.float64) for t in (out.state, out.factors)),
         shaped(out.heavy, torch.int64),
     )

@@ -120,15 +120,39 @@ def obstacle(device: torch.device) -> str:
     return why_not_cuda()
 
 
-def qp(*arguments: Any) -> tuple[tuple[Tensor, ...], int]:
+def qp(
+    P: Tensor | None,
+    q: Tensor,
+    G: Tensor | None,
+    h: Tensor | None,
+    A: Tensor | None,
+    b: Tensor | None,
+    lb: Tensor | None,
+    ub: Tensor | None,
+    x0: Tensor | None,
+    y0: Tensor | None,
+    z0: Tensor | None,
+    z_box0: Tensor | None,
+    eps_abs: float,
+    eps_rel: float,
+    max_iter: int,
+    backend: str,
+    formulation: str,
+    on_failure: str,
+    keep_factor: bool,
+) -> tuple[tuple[Tensor, ...], int]:
     """``optlayer::qp`` for ``on_failure`` "nan" or "ignore".
 
     Args: those of the operator.
     Returns: its outputs, and the number of elements with the status UNSOLVED, whose other outputs hold nothing; -1
         where that is still being computed, on CUDA.
     """
-    form, nan = FORMULATIONS.index(arguments[16]), arguments[17] == "nan"
-    out = _qp(*arguments[:15], form, nan, arguments[18])
+    form, nan = FORMULATIONS.index(formulation), on_failure == "nan"
+    if x0 is None and y0 is None and z0 is None and z_box0 is None:  # to hand over what is not there takes its time too
+        out = _qp(P, q, G, h, A, b, lb, ub, eps_abs, eps_rel, max_iter, form, nan, keep_factor)
+    else:
+        warm = x0, y0, z0, z_box0
+        out = _qp(P, q, G, h, A, b, lb, ub, eps_abs, eps_rel, max_iter, form, nan, keep_factor, *warm)
     return out[:-1], out[-1]
 
 
@@ -148,7 +172,9 @@ def pull(*arguments: Any) -> tuple[Tensor, ...]:
 
 
 def _qp_fake(*arguments: Any) -> tuple[Any, ...]:
-    full = *arguments[:15], "native", "auto", "nan", arguments[17]
+    eps_abs, eps_rel, max_iter, _, _, keep_factor, *warm = arguments[8:]
+    warm += [None] * (4 - len(warm))
+    full = *arguments[:8], *warm, eps_abs, eps_rel, max_iter, "native", "auto", "nan", keep_factor
     return *ops.qp_fake(*full), 0
 
 

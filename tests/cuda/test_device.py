@@ -14,7 +14,6 @@ from optlayer.solvers import native
 from optlayer.testing import assert_optimal
 
 pytestmark = pytest.mark.cuda
-COLD = (None, None, None, None)
 OPTIONS = (1e-9, 1e-9, 200, 0, True, True)
 
 
@@ -132,10 +131,10 @@ def test_gradients_of_matrices_are_those_of_the_cpu(wanted: tuple[int, int, int]
 def test_opcheck() -> None:
     P, q, G, h, A, b, lb, ub = on_device("everything", (3,), 1)
     program = (P, q, G, h, A, b, lb, ub)
-    torch.library.opcheck(torch.ops.optlayer_native.qp.default, (*program, *COLD, *OPTIONS))
-    *out, _ = torch.ops.optlayer_native.qp(*program, *COLD, *OPTIONS)
+    torch.library.opcheck(torch.ops.optlayer_native.qp.default, (*program, *OPTIONS))
+    *out, _ = torch.ops.optlayer_native.qp(*program, *OPTIONS)
     r = [torch.randn(2, *t.shape, dtype=t.dtype, device="cuda") for t in out[:4]]
-    torch.library.opcheck(torch.ops.optlayer_native.kkt_solve.default, (P, G, A, *out[13:16], *r))
+    torch.library.opcheck(torch.ops.optlayer_native.kkt_solve.default, (P, G, A, *out[10:13], *r))
     x, y, z, ux, uy, uz = (*out[:3], *(t[0] for t in r[:3]))
     torch.library.opcheck(torch.ops.optlayer_native.pull.default, (x, y, z, ux, uy, uz, 0, 1, 2))
 
@@ -169,14 +168,14 @@ def test_the_current_stream_is_used() -> None:
 
 def test_nothing_waits_for_the_kernels() -> None:
     tensors = on_device("dense", (100,), 3)
-    torch.ops.optlayer_native.qp(*tensors, *COLD, *OPTIONS)
+    torch.ops.optlayer_native.qp(*tensors, *OPTIONS)
     torch.cuda.synchronize()
     with_error = torch.cuda.get_sync_debug_mode()
     torch.cuda.set_sync_debug_mode("error")
     try:
-        *out, unsolved = torch.ops.optlayer_native.qp(*tensors, *COLD, *OPTIONS)
+        *out, unsolved = torch.ops.optlayer_native.qp(*tensors, *OPTIONS)
         r = [torch.ones_like(t) for t in out[:4]]
-        torch.ops.optlayer_native.kkt_solve(tensors[0], tensors[2], tensors[4], *out[13:16], *r)
+        torch.ops.optlayer_native.kkt_solve(tensors[0], tensors[2], tensors[4], *out[10:13], *r)
     finally:
         torch.cuda.set_sync_debug_mode(with_error)
     assert unsolved == -1

@@ -15,11 +15,10 @@ pytestmark = pytest.mark.cuda
 def test_all_kernels_run(name: str, team: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OPTLAYER_TEAM", str(team))
     tensors = on_device(name, (5,), 3)
-    cold = (None, None, None, None)
     for keep in (True, False):
-        *out, _ = torch.ops.optlayer_native.qp(*tensors, *cold, 1e-9, 1e-9, 200, 0, True, keep)
+        *out, _ = torch.ops.optlayer_native.qp(*tensors, 1e-9, 1e-9, 200, 0, True, keep)
         r = [torch.ones_like(t) for t in out[:4]]
-        u = torch.ops.optlayer_native.kkt_solve(tensors[0], tensors[2], tensors[4], *out[13:16], *r)
+        u = torch.ops.optlayer_native.kkt_solve(tensors[0], tensors[2], tensors[4], *out[10:13], *r)
         assert bool(u[0].isfinite().all())
     torch.ops.optlayer_native.pull(*out[:3], *u[:3], 1, 2, 1)
     torch.cuda.synchronize()

@@ -3,24 +3,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
+import dense_engine
 import pytest
 import torch
 from regular import Program, close, regular
 from torch import Tensor
 
-from optlayer import ops
+from optlayer import ProblemError, derivative, ops
 from optlayer.derivative.variation import pull
+from optlayer.problem import validate
 from optlayer.solvers import native
+from optlayer.testing import random_qp
 
 pytestmark = pytest.mark.skipif(not native.available(), reason="there is no compiled engine")
-COLD = (None, None, None, None)
 OPTIONS = (1e-9, 1e-9, 200, 0, True)
 
 
 def solved(program: Program, keep_factor: bool = True) -> list[Tensor]:
-    *out, unsolved = torch.ops.optlayer_native.qp(*program, *COLD, *OPTIONS, keep_factor)
+    *out, unsolved = torch.ops.optlayer_native.qp(*program, *OPTIONS, keep_factor)
     assert unsolved == 0
     return out
 
@@ -29,7 +33,7 @@ def system(program: Program, *extra: int) -> tuple[Tensor, ...]:
     """The arguments of kkt_solve with random right-hand sides."""
     out = solved(program)
     r = [torch.randn(*extra, *t.shape, dtype=t.dtype) for t in out[:4]]
-    return program.P, program.G, program.A, *out[13:16], *r
+    return program.P, program.G, program.A, *out[10:13], *r
 
 
 def pairs(*batch: int) -> list[Tensor]:
@@ -40,9 +44,9 @@ def pairs(*batch: int) -> list[Tensor]:
 @pytest.mark.parametrize("keep_factor", [True, False])
 def test_opcheck_of_qp(keep_factor: bool) -> None:
     program, _ = regular(2)
-    torch.library.opcheck(torch.ops.optlayer_native.qp.default, (*program, *COLD, *OPTIONS, keep_factor))
+    torch.library.opcheck(torch.ops.optlayer_native.qp.default, (*program, *OPTIONS, keep_factor))
     without = program._replace(P=None, G=None, h=None)
-    torch.library.opcheck(torch.ops.optlayer_native.qp.default, (*without, *COLD, *OPTIONS, keep_factor))
+    torch.library.opcheck(torch.ops.optlayer_native.qp.default, (*without, *OPTIONS, keep_factor))
 
 
 def test_opcheck_of_kkt_solve() -> None:
@@ -58,9 +62,9 @@ def test_opcheck_of_pull(wanted: tuple[int, int, int]) -> None:
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
 def test_fake_outputs_are_like_real_ones(batch: tuple[int, ...], dtype: torch.dtype) -> None:
     program = Program(*(t.to(dtype) for t in regular(*batch)[0]))
-    real = torch.ops.optlayer_native.qp(*program, *COLD, *OPTIONS, True)
-    meta = torch.ops.optlayer_native.qp(*(t.to("meta") for t in program), *COLD, *OPTIONS, True)
-    for a, b in zip(real[:16], meta[:16], strict=True):
+    real = torch.ops.optlayer_native.qp(*program, *OPTIONS, True)
+    meta = torch.ops.optlayer_native.qp(*(t.to("meta") for t in program), *OPTIONS, True)
+    for a, b in zip(real[:13], meta[:13], strict=True):
         assert (a.shape, a.dtype, a.stride()) == (b.shape, b.dtype, b.stride())
 
 
@@ -152,3 +156,58 @@ def test_what_does_not_fit_is_refused_and_not_read() -> None:
         torch.ops.optlayer_native.kkt_solve(P, G, A, state[..., :-1], *rest)
     with pytest.raises(RuntimeError, match="a matrix has more elements than the batch"):
         torch.ops.optlayer_native.kkt_solve(P.expand(3, 2, 5, 5), G, A, state, *rest)
+
+
+OPEN = derivative.Options(1e-9, 1e-9, 200, "auto", "auto", "nan")
+
+
+def test_a_small_problem_is_solved_at_once_as_otherwise() -> None:
+    program, _ = regular(3)
+    found = derivative.solve_at_once(program, OPEN)
+    assert found is not None
+    close(found, derivative.solve(*program, None, OPEN), atol=0, rtol=0)
+    close(derivative.solve_at_once([t[0] for t in program], OPEN)[0], found[0][0], atol=1e-13, rtol=0)
+
+
+WRONG: dict[str, tuple[tuple[str, ...], Callable[[Tensor], Any]]] = {
+    "no dimensions": (("P", "q", "G", "h", "A", "b"), lambda t: t.flatten()[0]),
+    "too short": (("P", "q", "G", "A", "lb", "ub"), lambda t: t[..., :-1]),
+    "empty": (("q", "h", "b"), lambda t: t[..., :0]),
+    "another batch": (Program._fields, lambda t: t[:2]),
+    "another dtype": (Program._fields, lambda t: t.float()),
+    "half precision": (("q",), lambda t: t.half()),
+    "another device": (Program._fields, lambda t: t.to("meta")),
+    "sparse": (("P", "G", "A"), lambda t: t.to_sparse()),
+    "absent": (("q", "G", "h", "A", "b"), lambda t: None),
+}
+
+
+@pytest.mark.parametrize(("kind", "name"), [(kind, name) for kind, (names, _) in WRONG.items() for name in names])
+def test_what_is_wrong_is_not_solved_at_once(kind: str, name: str) -> None:
+    program, _ = regular(3)
+    program = program._replace(**{name: WRONG[kind][1](getattr(program, name))})
+    assert derivative.solve_at_once(program, OPEN) is None
+    with pytest.raises(ProblemError):
+        validate(*program)
+
+
+@pytest.mark.parametrize(("matrix", "vector"), [("G", "h"), ("A", "b")])
+def test_rows_without_their_other_side_are_not_solved_at_once(matrix: str, vector: str) -> None:
+    program, _ = regular(3)
+    empty = getattr(program, matrix)[..., :0, :]
+    assert derivative.solve_at_once(program._replace(**{matrix: empty, vector: None}), OPEN) is None
+
+
+def test_what_another_engine_or_a_transform_should_see_is_not_solved_at_once() -> None:
+    program, _ = regular(3)
+    assert derivative.solve_at_once(program, OPEN._replace(backend="reference")) is None
+    assert derivative.solve_at_once(program._replace(b=program.b.clone().requires_grad_()), OPEN) is None
+    large = random_qp(native.LARGEST + 1, 0)
+    assert derivative.solve_at_once(large.tensors, OPEN) is None
+    with dense_engine.installed():
+        assert derivative.solve_at_once(program, OPEN) is None
+    with torch.device("cpu"):  # a mode that sees every function of torch
+        assert derivative.solve_at_once(program, OPEN) is None
+    seen = []
+    torch.vmap(lambda q: seen.append(derivative.solve_at_once(program._replace(q=q), OPEN)) or q)(program.q)
+    assert seen == [None]
