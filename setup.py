@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The compiled engines; pyproject.toml declares everything else.
 
-csrc/qp/cpu/engine.cpp is compiled once for each instruction set of the processor's family, csrc/library.cpp once, and
+The engines of csrc/*/cpu are compiled once for each instruction set of the processor's family, csrc/library.cpp once, and
 all are linked into optlayer/_native.abi3.so, which needs torch but no particular Python.  Where that cannot be done (no
 compiler, no torch, another system) the package is installed without it and runs on its reference engine.
 
@@ -37,7 +37,8 @@ from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).resolve().parent
-LIBRARY, ENGINE = "csrc/library.cpp", "csrc/qp/cpu/engine.cpp"
+LIBRARY = "csrc/library.cpp"
+ENGINES = {"engine": "csrc/qp/cpu/engine.cpp", "entropic": "csrc/entropic/cpu/engine.cpp"}
 TARGET = "0x020a000000000000"  # the oldest torch whose stable ABI suffices: 2.10
 X86 = {
     "avx512": ["-mavx512f", "-mavx512dq", "-mavx512vl", "-mavx2", "-mfma"],
@@ -170,7 +171,11 @@ class Build(build_ext):
             sets = {name: sets[name] for name in os.environ["OPTLAYER_SETS"].split(",")}
         own = [f"-DTORCH_TARGET_VERSION={TARGET}", "-isystem", str(torch / "include")]
         own += [f"-DOPTLAYER_HAS_{name.upper()}" for name in sets]
-        parts = {f"engine_{name}.o": [f"-DOPTLAYER_ISA={name}", *options, ENGINE] for name, options in sets.items()}
+        parts = {
+            f"{kind}_{name}.o": [f"-DOPTLAYER_ISA={name}", *options, source]
+            for kind, source in ENGINES.items()
+            for name, options in sets.items()
+        }
         parts["library.o"] = [*own, LIBRARY]
         objects = compile_all([*compiler(), *flags, "-MMD"], parts, folder)
         link = [*compiler(), *flags, "-shared", *objects, f"-L{torch / 'lib'}", "-ltorch_cpu", "-lc10"]
@@ -241,7 +246,7 @@ if reason is not None and BUILDING & set(sys.argv):
     give_up(reason)
 extensions = []
 if reason is None:
-    extensions.append(Extension("optlayer._native", [LIBRARY, ENGINE], py_limited_api=True))
+    extensions.append(Extension("optlayer._native", [LIBRARY, *ENGINES.values()], py_limited_api=True))
     if cuda_obstacle() is None:
         sources = [str(path.relative_to(ROOT)) for path in sorted((ROOT / CUDA).glob("*.c*"))]
         extensions.append(Extension("optlayer._cuda", sources, py_limited_api=True))

@@ -4,6 +4,7 @@
 // here a processor answers them.
 #include <string>
 
+#include "entropic/operators.h"
 #include "operators.h"
 #include "qp/cpu/dispatch.h"
 #include "schemas.h"
@@ -23,6 +24,19 @@ struct Processor {
     const Kernels& use = kernels(call.B, call.n, call.m + call.p);
     const size_t size = use.solve_workspace(call);
     spread(call.B, use.lanes, work_of_solve(call.n, call.m + call.p), [&](int64_t begin, int64_t end) {
+      use.solve(call, begin, end, Workspace(size).data());
+    });
+    int64_t unsolved = 0;
+    for (int64_t e = 0; e < call.B; e++) unsolved += call.status[e] == UNSOLVED;
+    return unsolved;
+  }
+
+  static int64_t entropic(const Place&, const entropic::SolveCall& call) {
+    const entropic::Engine& use = *chosen().entropic;
+    const size_t size = use.workspace(call);
+    const double n = call.n, k = call.m + call.p;
+    const double work = STEPS * (n * (40 + k * (k + 8)) + k * k * k + (call.full() ? n * n * (n / 3 + k + 8) : 0));
+    spread(call.B, use.lanes, work, [&](int64_t begin, int64_t end) {
       use.solve(call, begin, end, Workspace(size).data());
     });
     int64_t unsolved = 0;
@@ -95,5 +109,6 @@ STABLE_TORCH_LIBRARY_IMPL(optlayer_native, CPU, m) {
   m.impl("qp", TORCH_BOX(&optlayer::qp<optlayer::Processor>));
   m.impl("kkt_solve", TORCH_BOX(&optlayer::kkt_solve<optlayer::Processor>));
   m.impl("pull", TORCH_BOX(&optlayer::pull<optlayer::Processor>));
+  m.impl("entropic_qp", TORCH_BOX(&optlayer::entropic::qp<optlayer::Processor>));
 }
 STABLE_TORCH_LIBRARY_IMPL(optlayer_native, CompositeExplicitAutograd, m) { m.impl("info", TORCH_BOX(&optlayer::info)); }

@@ -22,6 +22,12 @@ STABLE_TORCH_LIBRARY(optlayer_native, m) {
   m.def(
       "pull(Tensor x, Tensor y, Tensor z, Tensor ux, Tensor uy, Tensor uz, int P, int G, int A) -> "
       "(Tensor dP, Tensor dG, Tensor dA)");
+  // optlayer::entropic_qp without its factor; `unsolved` as above.
+  m.def(
+      "entropic_qp(Tensor? P, Tensor q, Tensor? G, Tensor? h, Tensor? A, Tensor? b, Tensor? lb, Tensor? ub, Tensor tau, "
+      "float eps_abs, float eps_rel, int max_iter, bool nan_failures) -> "
+      "(Tensor x, Tensor y, Tensor z, Tensor z_box, Tensor s, Tensor log_x, Tensor status, Tensor iterations, "
+      "Tensor weakly_active, Tensor lower_share, Tensor ray_y, Tensor ray_z, Tensor ray_box, Tensor state, int unsolved)");
   // What was built and what runs, as lines "key=value".
   m.def("info() -> str");
 }

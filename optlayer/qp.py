@@ -71,12 +71,12 @@ def solve_qp(
         and by default NaN for a solution.  A cotangent of exactly zero there gives a gradient of exactly zero, so that
         ``loss[solution.solved].sum()`` trains on the others.
 
-        Entropic problems are solved in float64 whatever the dtype, by the engine written in torch.
+        Entropic problems are solved in float64 whatever the dtype, and rounded.
 
     Raises:
         ProblemError: a wrong type, dtype, device or shape, or a number for the entropy that is not positive, before any
             work.
-        SettingsError: an unknown setting or one out of its range; an entropy with ``backend="native"``.
+        SettingsError: an unknown setting or one out of its range.
         SolverError: an element failed and ``on_failure="raise"``.
 
     Example:
@@ -136,14 +136,11 @@ def _fields(raw: Sequence[Tensor], problem: Problem, settings: Settings) -> dict
 
 
 def _solve_entropic(problem: Problem, settings: Settings) -> Solution:
-    if settings.backend == "native":
-        raise SettingsError(
-            "backend is 'native', but the compiled engine solves no entropic problems: expected 'auto' or 'reference'"
-        )
     options = entropic.Options(
         settings.eps_abs,  # type: ignore[arg-type]  # resolved: not None
         settings.eps_rel,  # type: ignore[arg-type]
         settings.max_iter,
+        settings.backend,
         settings.on_failure,
         settings.factorisation == "keep",
     )

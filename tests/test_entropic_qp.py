@@ -637,12 +637,6 @@ def test_wrong_arguments_are_named(changes: dict[str, Any], message: str) -> Non
         solve_qp(**given)
 
 
-def test_the_compiled_engine_is_not_asked_for_what_it_cannot_do() -> None:
-    with pytest.raises(SettingsError, match="backend is 'native', but the compiled engine solves no entropic problems"):
-        solve_qp(None, normal(3), entropy=1.0, backend="native")
-    assert solve_qp(None, normal(3), entropy=1.0, backend="reference").solved
-
-
 def test_the_record_tells_that_there_is_an_entropy() -> None:
     solution = solve_qp(None, normal(2, 3), **simplex(3), entropy=1.0)
     assert "entropy=(3,)" in repr(solution.problem)

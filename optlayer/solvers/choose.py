@@ -32,18 +32,22 @@ PROOF = {torch.float64: 1e-9, torch.float32: 5e-7}
 DELTA = {torch.float64: 1e-12, torch.float32: 1e-7}
 
 
-def _native(backend: str, t: Tensor, rows: int) -> bool:
-    """Whether the compiled engine takes a call with such tensors, (*batch, n), and so many rows."""
+def compiled(backend: str, t: Tensor, fits: bool) -> bool:
+    """Whether the compiled engine takes a call with such tensors, (*batch, n), of a size that fits it or does not."""
     if backend == "auto":
-        largest = native.LARGEST if t.is_cpu else native.LARGEST_ON_CUDA
-        there = native.available() and (t.is_cpu or not native.obstacle(t.device))
-        return there and 0 < t.shape[-1] <= largest - rows
+        return fits and t.shape[-1] > 0 and native.available() and (t.is_cpu or not native.obstacle(t.device))
     if backend == "reference":
         return False
     why = native.obstacle(t.device)
     if why or not native.available():
         raise SettingsError(f"backend is 'native', but the compiled engine cannot be used: {why}")
     return t.shape[-1] > 0
+
+
+def _native(backend: str, t: Tensor, rows: int) -> bool:
+    """Whether the compiled engine takes a call with such tensors, (*batch, n), and so many rows."""
+    largest = native.LARGEST if t.is_cpu else native.LARGEST_ON_CUDA
+    return compiled(backend, t, t.shape[-1] <= largest - rows)
 
 
 def _qp(*arguments: Any) -> tuple[Tensor, ...]:
@@ -83,7 +87,7 @@ def qp_at_once(tensors: Sequence[Tensor | None], options: Sequence[Any]) -> tupl
 def _finished(out: tuple[Tensor, ...], left: int, arguments: Sequence[Any]) -> tuple[Tensor, ...]:
     """What the compiled engine found, where nothing is left to solve and failures have been announced."""
     if left > 0 or (left < 0 and _unsolved(out[5])):
-        _solve_rest(out, arguments)
+        solve_rest(out, out[5], arguments[:12], ops.QP_CORES, lambda *part: _reference_qp(*part, *arguments[12:]))
     if arguments[17] in ("raise", "warn"):
         _announce(out[5], arguments[:8], arguments[17])
     return out
@@ -106,17 +110,22 @@ def _recording(t: Tensor) -> bool:
     return t.is_cuda and torch.cuda.is_current_stream_capturing()
 
 
-def _solve_rest(out: Sequence[Tensor], arguments: Sequence[Any]) -> None:
-    """Let the reference engine solve what is UNSOLVED, and write it into the outputs."""
-    status = out[5]
+def solve_rest(
+    out: Sequence[Tensor],
+    status: Tensor,
+    arguments: Sequence[Tensor | None],
+    cores: Sequence[int],
+    solve: Callable[..., tuple[Tensor, ...]],
+) -> None:
+    """Let another engine, which is given those elements of the arguments, solve what is UNSOLVED; write it to `out`."""
     batch = status.shape
     which = (status.reshape(-1) == Status.UNSOLVED).nonzero().squeeze(-1)
     element = torch.unravel_index(which, batch) if batch else (None,)
     part = [
         None if t is None else t.expand(*batch, *t.shape[t.dim() - core :])[element]
-        for t, core in zip(arguments, ops.QP_CORES, strict=False)
+        for t, core in zip(arguments, cores, strict=True)
     ]
-    for whole, piece in zip(out, _reference_qp(*part, *arguments[12:]), strict=True):
+    for whole, piece in zip(out, solve(*part), strict=True):
         whole.view(status.numel(), *whole.shape[len(batch) :])[which] = piece
 
 

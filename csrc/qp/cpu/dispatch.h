@@ -10,6 +10,7 @@
 #include <new>
 #include <string>
 
+#include "../../entropic/cpu/engines.h"
 #include "engines.h"
 
 namespace optlayer {
@@ -17,45 +18,47 @@ namespace optlayer {
 // The instruction sets of this library, best first.
 struct Candidate {
   const Engine* engine;
+  const entropic::Engine* entropic;
   bool runs;  // on this processor
 };
 
 inline const std::vector<Candidate>& candidates() {
   static const std::vector<Candidate> all = {
 #if defined(OPTLAYER_HAS_AVX512)
-      {engine_avx512(), __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
-                            __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx2") &&
-                            __builtin_cpu_supports("fma")},
+      {engine_avx512(), entropic::engine_avx512(),
+       __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
+           __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")},
 #endif
 #if defined(OPTLAYER_HAS_AVX2)
-      {engine_avx2(), __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")},
+      {engine_avx2(), entropic::engine_avx2(), __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")},
 #endif
 #if defined(OPTLAYER_HAS_NEON)
-      {engine_neon(), true},
+      {engine_neon(), entropic::engine_neon(), true},
 #endif
 #if defined(OPTLAYER_HAS_BASELINE)
-      {engine_baseline(), __builtin_cpu_supports("sse4.2") != 0},
+      {engine_baseline(), entropic::engine_baseline(), __builtin_cpu_supports("sse4.2") != 0},
 #endif
   };
   return all;
 }
 
-// The best engine that runs here, or the one that the environment variable OPTLAYER_ISA names.
-inline const Engine& engine() {
-  static const Engine* const chosen = [] {
+// The best that runs here, or the one that the environment variable OPTLAYER_ISA names.
+inline const Candidate& chosen() {
+  static const Candidate* const found = [] {
     const char* wanted = getenv("OPTLAYER_ISA");
     std::string known;
     for (const Candidate& candidate : candidates()) {
       if (!candidate.runs) continue;
       const char* name = candidate.engine->name;
-      if (wanted == nullptr || *wanted == 0 || strcmp(wanted, name) == 0) return candidate.engine;
+      if (wanted == nullptr || *wanted == 0 || strcmp(wanted, name) == 0) return &candidate;
       known += known.empty() ? name : std::string(", ") + name;
     }
     STD_TORCH_CHECK(wanted != nullptr, "no compiled instruction set runs on this processor");
     STD_TORCH_CHECK(false, "OPTLAYER_ISA is ", wanted, ", expected one of ", known);
   }();
-  return *chosen;
+  return *found;
 }
+inline const Engine& engine() { return *chosen().engine; }
 
 // ---- one or several problems at a time -------------------------------------------------------------------------------
 

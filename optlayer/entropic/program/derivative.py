@@ -56,6 +56,7 @@ class Options(NamedTuple):
     eps_abs: float
     eps_rel: float
     max_iter: int
+    backend: str
     on_failure: str
     keep_factor: bool = True  # where something differentiates; else nothing is kept
 

@@ -37,9 +37,9 @@ from ... import ops
 from ...errors import SolverError
 from ...kkt.algebra import NONZERO, dot, mv, take, tmv
 from ...problem import residuals
-from ...solvers.choose import CHUNK, PROOF, opaque
+from ...solvers.choose import CHUNK, PROOF, opaque, solve_rest
 from ...status import Status
-from . import closing, interior_point, system
+from . import closing, interior_point, native, system
 from .kkt import KKT
 from .standard import Data, effective, judge, standardise
 from .system import State
@@ -48,7 +48,7 @@ library = torch.library.Library("optlayer", "FRAGMENT")
 _TAGS = (torch.Tag.pt2_compliant_tag, torch.Tag.cudagraph_unsafe)
 library.define(
     "entropic_qp(Tensor? P, Tensor q, Tensor? G, Tensor? h, Tensor? A, Tensor? b, Tensor? lb, Tensor? ub, Tensor tau, "
-    "float eps_abs, float eps_rel, int max_iter, str on_failure, bool keep_factor) -> "
+    "float eps_abs, float eps_rel, int max_iter, str backend, str on_failure, bool keep_factor) -> "
     "(Tensor x, Tensor y, Tensor z, Tensor z_box, Tensor s, Tensor log_x, Tensor status, Tensor iterations, "
     "Tensor weakly_active, Tensor lower_share, Tensor ray_y, Tensor ray_z, Tensor ray_box, "
     "Tensor state, Tensor factor)",
@@ -91,8 +91,43 @@ class Solved(NamedTuple):
 # ---- the program -----------------------------------------------------------------------------------------------------
 
 
+def _qp_kernel(*arguments: Any) -> tuple[Tensor, ...]:
+    tensors, (backend, on_failure) = arguments[:9], arguments[12:14]
+    if native.takes(backend, *tensors):
+        out, left = _compiled_qp(*arguments)
+        if left:
+            solve_rest(out, out[6], tensors, QP_CORES, lambda *part: _reference_qp(*part, *arguments[9:]))
+    else:
+        out = _reference_qp(*arguments)
+    if on_failure in ("raise", "warn") and bool((out[6] != Status.SOLVED).any()):
+        message = _report(out[6], tensors)
+        if on_failure == "raise":
+            raise SolverError(message)
+        warnings.warn(message, RuntimeWarning, stacklevel=3)
+    return out
+
+
+def _compiled_qp(*arguments: Any) -> tuple[tuple[Tensor, ...], int]:
+    """The outputs by the compiled engine, and how many elements it has left UNSOLVED."""
+    P, G, A, keep = arguments[0], arguments[2], arguments[4], arguments[14]
+    *out, left = native.qp(*arguments[:12], arguments[13] == "nan")
+    factor = _factors(P, G, A, out[-1]) if keep else (out[-1].new_empty(*out[-1].shape[:-1], 0),)
+    return (*out, *factor), left
+
+
 @opaque
-def _qp_kernel(
+def _factors(P: Tensor | None, G: Tensor | None, A: Tensor | None, state: Tensor) -> tuple[Tensor, ...]:
+    """The factors of K (*batch, size) at the solutions that have this state."""
+    batch, k = state.shape[:-1], sum(0 if t is None else t.shape[-2] for t in (A, G))
+    n = (state.shape[-1] - k - 1) // 2
+    kept = state.reshape(batch.numel(), state.shape[-1])
+    parts = parts_of(batch.numel(), (k + n + 12) * n, state.device)
+    pieces = [State.unpack(kept[i], n, k).system(*_matrices(P, G, A, n, kept, batch, i)).factors() for i in parts]
+    return (torch.cat(pieces).reshape(*batch, pieces[0].shape[-1]),)
+
+
+@opaque
+def _reference_qp(
     P: Tensor | None,
     q: Tensor,
     G: Tensor | None,
@@ -105,6 +140,7 @@ def _qp_kernel(
     eps_abs: float,
     eps_rel: float,
     max_iter: int,
+    backend: str,
     on_failure: str,
     keep_factor: bool,
 ) -> tuple[Tensor, ...]:
@@ -135,11 +171,6 @@ def _qp_kernel(
         pieces.append(_solve(data, p, eps_abs, eps_rel, max_iter, q.dtype, keep_factor))
     out = Solved(*(torch.cat(column) for column in zip(*pieces, strict=True)))
     failed = out.status != Status.SOLVED
-    if on_failure in ("raise", "warn") and bool(failed.any()):
-        message = _report(out.status.reshape(batch), arguments)
-        if on_failure == "raise":
-            raise SolverError(message)
-        warnings.warn(message, RuntimeWarning, stacklevel=3)
     x, v, z_box, log_x = out[:4]
     s = q.new_zeros(B, m, dtype=torch.float64)
     if G is not None and h is not None:
@@ -327,17 +358,10 @@ def _kkt_kernel(
     def flat(t: Tensor) -> Tensor:
         return t.expand(*own, t.shape[-1]).reshape(B, t.shape[-1])
 
-    def matrix(t: Tensor | None, size: int, i: slice) -> Tensor:
-        if t is None:
-            return state.new_zeros(i.stop - i.start, size, n)
-        return t.expand(*own, size, n).reshape(B, size, n)[i].to(torch.float64)
-
     r = [columns(t) for t in rhs]
     out = []
     for i in parts_of(B, (m + p + rows + 12) * n, rx.device):
-        M = None if P is None else matrix(P, rows, i)
-        M = (M + M.mT) / 2 if M is not None and rows == n else M
-        C = torch.cat([matrix(A, p, i), matrix(G, m, i)], 1)
+        M, C = _matrices(P, G, A, n, rx, own, i)
         own_state = State.unpack(flat(state)[i], n, p + m)
         kept = flat(factor)[i] if factor.shape[-1] else None
         out.append(system.solve(M, C, own_state, kept, r[0][i], torch.cat([r[1][i], r[2][i]], 1), r[3][i]))
@@ -348,6 +372,22 @@ def _kkt_kernel(
 
     uy, uz = uv.split([p, m], 1)
     return tuple(shaped(part) for part in (ux, uy, uz, u_box, t))
+
+
+def _matrices(
+    P: Tensor | None, G: Tensor | None, A: Tensor | None, n: int, like: Tensor, batch: torch.Size, i: slice
+) -> tuple[Tensor | None, Tensor]:
+    """Some elements of P, symmetric or the diagonal of a diagonal one, and of C = [A; G], float64."""
+
+    def block(t: Tensor) -> Tensor:
+        return t.expand(*batch, *t.shape[-2:]).reshape(batch.numel(), *t.shape[-2:])[i].to(torch.float64)
+
+    M = None if P is None else block(P)
+    if M is not None and M.shape[1] == M.shape[2]:
+        M = (M + M.mT) / 2
+    rows = [block(t) for t in (A, G) if t is not None]
+    none = like.new_zeros(i.stop - i.start, 0, n, dtype=torch.float64)
+    return M, torch.cat(rows, 1) if rows else none
 
 
 # ---- shapes and vmap -------------------------------------------------------------------------------------------------
@@ -361,7 +401,7 @@ def _qp_fake(*arguments: Any) -> tuple[Tensor, ...]:
     vectors = [q.new_empty(*batch, size) for size in (n, p, m, n, m, n)]
     counts = [q.new_empty(batch, dtype=torch.int64) for _ in range(3)]
     rays = [q.new_empty(*batch, size) for size in (n, p, m, n)]
-    size = KKT.size(n, p + m, full) if arguments[13] else 0
+    size = KKT.size(n, p + m, full) if arguments[14] else 0
     packed = [q.new_empty(*batch, s, dtype=torch.float64) for s in (State.size(n, p + m), size)]
     return (*vectors, *counts, *rays, *packed)
 

@@ -1,0 +1,229 @@
+// SPDX-License-Identifier: Apache-2.0
+// From the caller's arrays to programs in standard form, in lanes: load, judge, mask, bring rows to unit norm
+// (optlayer/entropic/program/standard.py).
+#pragma once
+
+#include "../qp/load.h"
+#include "call.h"
+#include "system.h"
+
+namespace optlayer {
+namespace OPTLAYER_ISA {
+namespace entropic {
+
+static constexpr double CONVEXITY = 3e-5;  // of max |P|: below it a negative eigenvalue is a rounded datum
+static constexpr double REDUNDANT = 1e-11; // a squared pivot of AA' below this: perhaps a redundant row
+static constexpr double OUTSIDE = 1e-12;   // an eigenvalue of AA' below this, times the number of rows, is zero
+static constexpr int SWEEPS = 4, PASSES = 3;
+
+// The data as given, for the standard form and once more for the verdict.
+template <class V>
+struct Data {
+  int n, p, k, ld;
+  V *P, *C;            // (n, n) symmetric, or (n) the diagonal of a diagonal one; (k, n)
+  V *q, *tau, *lb, *ub, *d;
+  const optlayer::entropic::SolveCall* call;
+
+  OPTLAYER_METHOD void lay_out(Arena& arena, const optlayer::entropic::SolveCall& given) {
+    call = &given, n = given.n, p = given.p, k = given.m + given.p, ld = leading<V>(given.n);
+    for (V** vector : {&q, &tau, &lb, &ub}) *vector = arena.take<V>(n);
+    d = arena.take<V>(k);
+  }
+
+  // The matrices lie where there is room at the time.
+  OPTLAYER_METHOD void read_matrices(const Elements<V>& elements, V* P_, V* C_) {
+    P = P_, C = C_;
+    load_matrix(call->A, call->single, elements, p, n, ld, C);
+    load_matrix(call->G, call->single, elements, k - p, n, ld, C + (size_t)p * ld);
+    if (call->P.data == nullptr) return;
+    if (call->diagonal) return load_vector(call->P, call->single, elements, n, 0, P);
+    load_matrix(call->P, call->single, elements, n, n, ld, P);
+    sync();
+    for (int i = 0; i < n; i++)
+      for (int j = own(0); j < i; j += TEAM) {
+        V &low = P[(size_t)i * ld + j], &high = P[(size_t)j * ld + i];
+        low = high = V(0.5) * (low + high);
+      }
+    sync();
+  }
+
+  OPTLAYER_METHOD void read_vectors(const Elements<V>& elements) {
+    const bool single = call->single;
+    load_vector(call->q, single, elements, n, 0, q);
+    load_vector(call->tau, single, elements, n, 1, tau);
+    load_vector(call->lb, single, elements, n, -INFINITY, lb);
+    load_vector(call->ub, single, elements, n, INFINITY, ub);
+    load_vector(call->b, single, elements, p, 0, d);
+    load_vector(call->h, single, elements, k - p, 0, d + p);
+  }
+
+  // Lanes with a NaN, with an infinity where none may be, or with an entropy that is not positive; and those with lb > ub.
+  OPTLAYER_METHOD void judge(Mask<V>& invalid, Mask<V>& crossed) const {
+    V sum = unsound(C, k, n, ld);
+    if (call->P.data != nullptr) sum += unsound(P, call->diagonal ? 1 : n, n, ld);
+    invalid = sum != V(0), crossed = Mask<V>(false);
+    for (int j = own(0); j < n; j += TEAM) {
+      const V low = lb[j], high = ub[j];
+      invalid = invalid || !finite(q[j]) || !finite(tau[j]) || tau[j] <= V(0);
+      invalid = invalid || low != low || high != high || low == V(INFINITY) || high == V(-INFINITY);
+      crossed = crossed || lower_bound(j) > upper_bound(j);
+    }
+    for (int i = own(0); i < k; i += TEAM)
+      invalid = invalid || !(d[i] > V(-INFINITY)) || (i < p ? d[i] == V(INFINITY) : Mask<V>(false));
+    invalid = team_any(invalid), crossed = team_any(crossed) && !invalid;
+  }
+
+  // The bounds that count: lb >= 0, and infinities for sizes that stand for none.
+  OPTLAYER_METHOD V lower_bound(int j) const { return larger(select(lb[j] <= V(-UNLIMITED), V(0), lb[j]), V(0)); }
+  OPTLAYER_METHOD V upper_bound(int j) const { return select(ub[j] >= V(UNLIMITED), V(INFINITY), ub[j]); }
+
+  // Lanes whose data are of no use get a harmless problem instead.
+  OPTLAYER_METHOD void replace(Mask<V> bad) {
+    for (int j = own(0); j < n; j += TEAM) {
+      q[j] = select(bad, V(0), q[j]), tau[j] = select(bad, V(1), tau[j]);
+      lb[j] = select(bad, V(0), lb[j]), ub[j] = select(bad, V(INFINITY), ub[j]);
+    }
+    for (int i = own(0); i < k; i += TEAM) d[i] = select(bad, V(0), d[i]);
+    for (int i = 0; i < k; i++)
+      for (int j = own(0); j < n; j += TEAM) C[(size_t)i * ld + j] = select(bad, V(0), C[(size_t)i * ld + j]);
+    const int rows = call->P.data == nullptr ? 0 : call->diagonal ? 1 : n;
+    for (int i = 0; i < rows; i++)
+      for (int j = own(0); j < n; j += TEAM) P[(size_t)i * ld + j] = select(bad, V(0), P[(size_t)i * ld + j]);
+    sync();
+  }
+};
+
+// Whether P has no negative eigenvalue but for rounding; of a full one the factor that proves it overwrites the scratch.
+template <class V>
+OPTLAYER_FUNCTION Mask<V> convex(const Data<V>& data, System<V>& scratch) {
+  const int n = data.n, ld = data.ld;
+  if (data.call->P.data == nullptr) return Mask<V>(true);
+  V most(0);
+  if (data.call->diagonal) {
+    V least(0);
+    for (int j = own(0); j < n; j += TEAM) most = larger(absolute(data.P[j]), most), least = smaller(data.P[j], least);
+    return team_min(least) + V(CONVEXITY) * team_max(most) >= V(0);
+  }
+  for (int i = 0; i < n; i++)
+    for (int j = own(0); j <= i; j += TEAM) most = larger(absolute(data.P[(size_t)i * ld + j]), most);
+  most = team_max(most);
+  for (int j = own(0); j < n; j += TEAM) scratch.t[j] = V(CONVEXITY) * most + V(NONZERO);
+  return cholesky(data.P, ld, scratch.t, scratch.L, ld, scratch.L_inv, n);
+}
+
+// Masks and units for valid data whose matrices lie in the program's own memory; `proof` is what counts as a violation,
+// relative to the terms of a row.
+template <class V>
+OPTLAYER_FUNCTION void standardise(const Data<V>& data, double proof, Program<V>& Q, System<V>& scratch) {
+  const int n = Q.n, p = Q.p, k = Q.k, ld = Q.ld;
+  Mask<V> lowers(false), uppers(false), fixes(false);
+  for (int j = own(0); j < n; j += TEAM) {
+    const V low = data.lower_bound(j), high = data.upper_bound(j);
+    const Mask<V> fixed = low == high, above = low > V(0) && !fixed, below = high < V(INFINITY) && !fixed;
+    Q.q[j] = data.q[j], Q.tau[j] = data.tau[j];
+    Q.free[j] = select(fixed, V(0), V(1)), Q.value[j] = select(fixed, low, V(0));
+    Q.lb[j] = select(fixed, V(0), low), Q.ub[j] = select(below, high, V(1));
+    Q.lower[j] = select(above, V(1), V(0)), Q.upper[j] = select(below, V(1), V(0));
+    Q.curvature[j] = Q.curved ? positive(Q.curvature[j]) : V(0);
+    lowers = lowers || above, uppers = uppers || below, fixes = fixes || fixed;
+  }
+  Q.lowers = team_any(any(lowers)), Q.uppers = team_any(any(uppers)), Q.fixes = team_any(any(fixes));
+  sync();
+  for (int i = own(0); i < k; i += TEAM) {
+    const Mask<V> live = data.d[i] < V(UNLIMITED);
+    Q.d[i] = select(live, data.d[i], V(1)), Q.size[i] = absolute(Q.d[i]), Q.unit[i] = select(live, V(1), V(0));
+  }
+  sync();
+  if (Q.fixes) {
+    for (int i = own(0); i < k; i += TEAM) {
+      V moved(0), size(0);
+      for (int j = 0; j < n; j++) {
+        const V term = Q.C[(size_t)i * ld + j] * Q.value[j] * Q.unit[i];
+        moved += term, size += absolute(term);
+      }
+      Q.d[i] -= moved, Q.size[i] += size;
+    }
+    if (Q.full) product(Q.P, ld, n, n, Q.value, Q.q, true);
+    for (int j = own(0); j < n; j += TEAM) Q.q[j] *= Q.free[j], Q.curvature[j] *= Q.free[j];
+    for (int i = 0; i < n && Q.full; i++)
+      for (int j = own(0); j < n; j += TEAM) Q.P[(size_t)i * ld + j] *= Q.free[i] * Q.free[j];
+  }
+  for (int j = own(0); j < n && Q.full; j += TEAM) {
+    V sum(0);
+    for (int i = 0; i < n; i++) sum += absolute(Q.P[(size_t)i * ld + j]);
+    Q.row_size[j] = sum;
+  }
+  sync();
+  for (int i = 0; i < k; i++) {
+    V* row = Q.C + (size_t)i * ld;
+    V most(0), squares(0);
+    for (int j = own(0); j < n; j += TEAM) {
+      row[j] *= Q.unit[i] * Q.free[j];
+      most = larger(absolute(row[j]), most);
+    }
+    most = team_max(most);  // squares neither overflow nor vanish in these units
+    const V scale = V(1) / larger(most, V(NONZERO));
+    for (int j = own(0); j < n; j += TEAM) squares += (row[j] * scale) * (row[j] * scale);
+    const V length = square_root(team_sum(squares)) * most;
+    const V unit = select(length > V(0), V(1) / larger(length, V(NONZERO)), V(1));
+    for (int j = own(0); j < n; j += TEAM) row[j] *= unit;
+    if (!owns(i)) continue;
+    const Mask<V> idle = length == V(0) && Q.d[i] >= V(-proof) * Q.size[i];
+    Q.d[i] = i < p ? Q.d[i] * unit : select(idle, V(1), Q.d[i] * unit);
+    Q.size[i] *= unit;
+    scratch.e[i] = unit;
+  }
+  sync();
+  for (int i = own(0); i < k; i += TEAM) Q.unit[i] = scratch.e[i];
+  sync();
+}
+
+// Take out of d the part of b that no x reaches; rounding of redundant rows leaves one.
+template <class V>
+OPTLAYER_FUNCTION void take_contradiction(Program<V>& Q, System<V>& scratch) {
+  const int p = Q.p, ld = scratch.ldk;
+  if (p == 0) return;
+  V* out = Q.contradiction;
+  row_products(Q.C, Q.ld, p, Q.n, scratch.S, ld);
+  for (int i = own(0); i < p; i += TEAM) scratch.e[i] = V(8 * EPS * ::sqrt((double)p)), out[i] = V(0);
+  Mask<V> sound = cholesky(scratch.S, ld, scratch.e, scratch.F, ld, scratch.F_inv, p);
+  V least(1);
+  for (int i = own(0); i < p; i += TEAM) least = smaller(scratch.F[(size_t)i * ld + i], least);
+  least = team_min(least);
+  sound = sound && least * least > V(REDUNDANT);
+  if (all(sound)) return;
+  // Sweeps of inverse iteration leave of b its components along the eigenvalues far below the shift, but for a ten
+  // thousandth; what is left of that would drive y away.
+  const double shift = OUTSIDE * (p > 10 ? p : 10);
+  V* part = scratch.m;
+  for (int i = own(0); i < p; i += TEAM) scratch.e[i] = V(shift);
+  const Mask<V> found = !sound && cholesky(scratch.S, ld, scratch.e, scratch.F, ld, scratch.F_inv, p);
+  for (int pass = 0; pass < PASSES; pass++) {
+    for (int i = own(0); i < p; i += TEAM) part[i] = Q.d[i];
+    for (int sweep = 0; sweep < SWEEPS; sweep++) {
+      lower_solve(scratch.F, ld, scratch.F_inv, p, part);
+      lower_solve_transposed(scratch.F, ld, scratch.F_inv, p, part);
+      for (int i = own(0); i < p; i += TEAM) part[i] *= V(shift);
+    }
+    for (int i = own(0); i < p; i += TEAM) {
+      const V outside = select(found, part[i], V(0));
+      out[i] += outside, Q.d[i] -= outside;
+    }
+  }
+  sync();
+}
+
+// Where equality rows contradict each other by more than `gap` relative to their terms: A'y = 0, b'y < 0.
+template <class V>
+OPTLAYER_FUNCTION Mask<V> contradicts(const Program<V>& Q, double gap) {
+  V outside(0), size(0);
+  for (int i = own(0); i < Q.p; i += TEAM) {
+    outside += Q.contradiction[i] * Q.contradiction[i];
+    size += Q.size[i] * Q.size[i];
+  }
+  return square_root(team_sum(outside)) > V(gap) * square_root(team_sum(size));
+}
+
+}  // namespace entropic
+}  // namespace OPTLAYER_ISA
+}  // namespace optlayer

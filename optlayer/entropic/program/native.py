@@ -1,0 +1,60 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The compiled engine for entropic programs: the operator of csrc/entropic, where the library is there.
+
+It solves one problem in each SIMD lane, in float64 whatever the dtype.  What it cannot decide it leaves to the engine
+written in torch.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ... import ops
+from ...solvers import native
+from ...solvers.choose import compiled
+
+CORES = (2, 1, 2, 1, 2, 1, 1, 1, 1)
+LARGEST = 4096  # entries of the rows A and G, n k, beyond which torch's own matrix products are as fast
+LARGEST_FULL = 64  # n with a full P
+
+
+def takes(backend: str, *tensors: Tensor | None) -> bool:
+    """Whether the compiled engine solves the program with these tensors, P, q, G, h, A, b, lb, ub, tau."""
+    P, q, _, h, _, b, *_ = tensors
+    assert q is not None
+    n = q.shape[-1]
+    k = sum(0 if t is None else t.shape[-1] for t in (h, b))
+    full = P is not None and P.shape[-2] == n
+    fits = n <= LARGEST_FULL if full else n * max(k, 1) <= LARGEST
+    return q.is_cpu and compiled(backend, q, fits)
+
+
+def qp(*arguments: Any) -> tuple[Any, ...]:
+    """``optlayer::entropic_qp`` for ``on_failure`` "nan" or "ignore", without its factor.
+
+    Args: the nine tensors, eps_abs, eps_rel, max_iter, and whether failures are to be NaN.
+    Returns: the outputs up to the state, and the number of elements with the status UNSOLVED, whose other outputs hold
+        nothing; -1 where that is still being computed.
+    """
+    *tensors, tau = arguments[:9]
+    tau = tau.expand(*tau.shape[:-1], arguments[1].shape[-1])  # one number for all variables
+    found: tuple[Any, ...] = _qp(*tensors, tau, *arguments[9:])
+    return found
+
+
+def _qp_fake(*arguments: Any) -> tuple[Any, ...]:
+    P, q, _, h, _, b, *_ = arguments
+    batch = ops.batch_shape(arguments[:9], CORES)
+    n, m, p = q.shape[-1], 0 if h is None else h.shape[-1], 0 if b is None else b.shape[-1]
+    sizes = (n, p, m, n, m, n), (n, p, m, n)
+    vectors, rays = ([q.new_empty(*batch, size) for size in part] for part in sizes)
+    counts = [q.new_empty(batch, dtype=torch.int64) for _ in range(3)]
+    return (*vectors, *counts, *rays, q.new_empty(*batch, 2 * n + p + m + 1, dtype=torch.float64), 0)
+
+
+if native.available():
+    _qp = torch.ops.optlayer_native.entropic_qp.default
+    torch.library.register_fake("optlayer_native::entropic_qp", _qp_fake)
