@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The compiled engines; pyproject.toml declares everything else.
 
-The engines of csrc/*/cpu are compiled once for each instruction set of the processor's family, csrc/library.cpp once, and
+csrc/*/cpu/engine.cpp are compiled once for each instruction set of the processor's family, csrc/library.cpp once, and
 all are linked into optlayer/_native.abi3.so, which needs torch but no particular Python.  Where that cannot be done (no
 compiler, no torch, another system) the package is installed without it and runs on its reference engine.
 

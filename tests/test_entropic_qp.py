@@ -11,8 +11,10 @@ from entropic_cases import CURVATURES, F64, KINDS, entropic, transport
 from torch import Tensor
 
 import optlayer
-from optlayer import ProblemError, SettingsError, Solution, SolverError, Status, solve_qp
+from optlayer import ProblemError, Solution, SolverError, Status, solve_qp
 from optlayer.testing import assert_certified, assert_optimal
+
+pytestmark = pytest.mark.usefixtures("engine")
 
 SCALES = (0.1, 1.0, 10.0, 100.0, 1e3, 1e4, 1e6)
 EPS = torch.finfo(F64).eps

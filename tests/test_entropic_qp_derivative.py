@@ -14,7 +14,7 @@ from torch.func import hessian, jacfwd, jacrev, jvp, vmap
 
 from optlayer import solve_qp
 
-pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:torch")
+pytestmark = [pytest.mark.usefixtures("engine"), pytest.mark.filterwarnings("ignore::DeprecationWarning:torch")]
 
 NAMES = ("P", "q", "G", "h", "A", "b", "lb", "ub", "entropy")
 OUTPUTS = ("x", "y", "z", "z_box", "s", "log_x")

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The dense kernels of csrc/linalg against their plain forms, on every instruction set that this processor has."""
+"""The dense kernels of csrc/linalg against their plain forms, and the exponential and the logarithm of packs against
+those of a wider type, on every instruction set that this processor has."""
 
 from __future__ import annotations
 
@@ -36,10 +37,11 @@ def has(options: list[str]) -> bool:
 
 
 @pytest.mark.parametrize("name", INSTRUCTIONS)
-def test_every_kernel_agrees_with_its_plain_form(name: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("check", ["linalg", "elementary"])
+def test_every_kernel_agrees_with_its_plain_form(check: str, name: str, tmp_path: Path) -> None:
     options = INSTRUCTIONS[name]
     program = tmp_path / "check"
-    source = ROOT / "tests" / "native" / "linalg_check.cpp"
+    source = ROOT / "tests" / "native" / f"{check}_check.cpp"
     subprocess.run([*COMPILER, *FLAGS, *options, "-I", ROOT / "csrc", source, "-o", program], check=True)
     if not has(options):
         pytest.skip(f"compiles; this processor has no {name}")

@@ -46,7 +46,7 @@ def qp(*arguments: Any) -> tuple[Any, ...]:
 
 
 def _qp_fake(*arguments: Any) -> tuple[Any, ...]:
-    P, q, _, h, _, b, *_ = arguments
+    q, h, b = arguments[1], arguments[3], arguments[5]
     batch = ops.batch_shape(arguments[:9], CORES)
     n, m, p = q.shape[-1], 0 if h is None else h.shape[-1], 0 if b is None else b.shape[-1]
     sizes = (n, p, m, n, m, n), (n, p, m, n)
