@@ -23,6 +23,7 @@ from torch import Tensor
 
 from .. import ops
 
+OPERATORS = ("qp", "kkt_solve", "pull", "entropic_qp")
 FORMULATIONS = ("auto", "split", "range")  # in the order of csrc/qp/call.h
 # n + m + p beyond which torch's own matrix products and factorisations are as fast.
 LARGEST = 1024
@@ -59,7 +60,10 @@ def _load(kind: str, variable: str, info: str) -> dict[str, str] | str:
         return "it was not compiled when optlayer was installed"
     try:
         torch.ops.load_library(str(found[0]))
-        text: str = getattr(torch.ops.optlayer_native, info)()
+        operators = torch.ops.optlayer_native
+        text: str = getattr(operators, info)()
+        for name in OPERATORS:  # an old library lacks some
+            getattr(operators, name)
     except (AttributeError, OSError, RuntimeError) as error:
         return f"{found[0].name}: {str(error).splitlines()[0]}"
     return dict(line.split("=", 1) for line in text.splitlines())
