@@ -5,8 +5,9 @@
 #include <torch/csrc/stable/library.h>
 
 STABLE_TORCH_LIBRARY(optlayer_native, m) {
-  // optlayer::qp with the warm start at the end; formulation is 0 auto, 1 split, 2 range. `unsolved` counts the elements whose status is UNSOLVED:
-  // the engine leaves them to another, and only their status is written. It is -1 where that is to be looked up.
+  // optlayer::qp with the warm start at the end; formulation is 0 auto, 1 split, 2 range. `unsolved` counts the elements
+  // whose status is UNSOLVED: the engine leaves them to another, and only their status is written. It is -1 where that is
+  // to be looked up.
   m.def(
       "qp(Tensor? P, Tensor q, Tensor? G, Tensor? h, Tensor? A, Tensor? b, Tensor? lb, Tensor? ub, "
       "float eps_abs, float eps_rel, int max_iter, int formulation, bool nan_failures, bool keep_factor, "

@@ -101,8 +101,8 @@ struct PullCall {
 struct Kernels {
   int lanes;
   size_t (*solve_workspace)(const SolveCall&);
-  // Elements that the kernels do not decide (no convergence and no certificate, rare degeneracies) end with the
-  // status UNSOLVED: the reference engine takes them.
+  // Elements that the kernels do not decide (iterates that stall, rare degeneracies) end with the status UNSOLVED: the
+  // reference engine takes them.
   void (*solve)(const SolveCall&, int64_t begin, int64_t end, void* workspace);
   size_t (*kkt_workspace)(const KktCall&);
   void (*kkt)(const KktCall&, int64_t begin, int64_t end, void* workspace);

@@ -5,7 +5,8 @@
 //     solved      when the contract (unscaled residuals) and the scaled, purely relative residuals hold, or early, when
 //                 the active set that its point suggests is proven right (polish.h),
 //     infeasible, or unbounded, when an iterate or its last step certifies it (every second iteration looks),
-//     undecided   when it stalls, breaks down or runs out of iterations.
+//     exhausted   when its iterations are used up while it makes progress,
+//     undecided   when it stalls or breaks down.
 //
 // A lane with a verdict stands still while the others go on.
 #pragma once
@@ -34,6 +35,7 @@ struct Interior {
   Mask<V> solved;     // the point stands for a solution, not yet polished
   Mask<V> finished;   // polished early and done
   Mask<V> infeasible, unbounded;
+  Mask<V> exhausted;
   bool went_on;       // after the last attempt to finish: what that left in the memory that is shared is overwritten
 
   OPTLAYER_METHOD void lay_out(Arena& arena, int n, int r, int p, bool bounds, bool in_range_space) {
@@ -52,7 +54,7 @@ struct Interior {
     const Rules& rules = *newton.rules;
     const int n = newton.n, r = newton.r;
     Mask<V> running = which, moved = which, even(true);
-    solved = finished = infeasible = unbounded = Mask<V>(false);
+    solved = finished = infeasible = unbounded = exhausted = Mask<V>(false);
     went_on = true;
     iterations = V(0);
     V records[4], age(0), after(0), reference(0), proximal(PROXIMAL), ripe(RIPE), best(INFINITY), last_p(0), last_d(0);
@@ -75,13 +77,15 @@ struct Interior {
       age = select(moved, select(progress, V(0), age + V(1)), age);
 
       const Mask<V> ends = running && met && exact && !waits;
-      const Mask<V> stalled = age > V(STALL) || after > V(AFTER_CONTRACT) || iterations >= V(rules.max_iter);
-      const Mask<V> gives_up = running && !ends && ((stalled && !waits) || !(newton.contract < V(INFINITY)) || !sound);
-      const Mask<V> takes_best = gives_up && best <= V(1);
+      const Mask<V> stalled = age > V(STALL) || after > V(AFTER_CONTRACT), broken = !(newton.contract < V(INFINITY)) || !sound;
+      const Mask<V> at_limit = iterations >= V(rules.max_iter);
+      const Mask<V> gives_up = running && !ends && (((stalled || at_limit) && !waits) || broken);
+      const Mask<V> takes_best = gives_up && best <= V(1), stops = gives_up && !takes_best && !stalled && !broken;
       if (any(takes_best)) restore_best(takes_best);
       solved = solved || ends || takes_best;
       running = running && !ends && !gives_up;
-      certify(moved && running && even && !waits && !met, last_p, last_d);
+      certify(moved && (running || stops) && even && !waits && !met, last_p, last_d);
+      exhausted = exhausted || (stops && !infeasible && !unbounded);
       running = running && !(infeasible || unbounded);
       if (!any(running)) return;
 

@@ -4,8 +4,8 @@
 //     load and judge -> equilibrate -> interior point, in the range space or by the weight split, with early attempts to
 //     finish -> polish -> judge the point on the data as given -> outputs and the factorised KKT system
 //
-// What the kernels do not decide (no convergence and no certificate, a P that is not convex, degeneracies that polish.h
-// refuses) keeps the status UNSOLVED and is left to the reference engine.
+// What the kernels do not decide (iterates that stall without a certificate, a P that is not convex, degeneracies that
+// polish.h refuses) keeps the status UNSOLVED and is left to the reference engine.
 #pragma once
 
 #include "interior.h"
@@ -68,7 +68,7 @@ struct Solver {
     polisher.reset();
     interior.certificates.clear(Q.n, Q.r);
     V iterations(0);
-    Mask<V> solved(false), infeasible(false), unbounded(false);
+    Mask<V> solved(false), infeasible(false), unbounded(false), exhausted(false);
     for (int form = 0; form < 2; form++) {
       const Mask<V> which = form == 0 ? in_range : good && !in_range;
       if (!any(which)) continue;
@@ -83,8 +83,9 @@ struct Solver {
         warm_start(elements);
       interior.run(which, sound, [&](Mask<V> ripe) { return attempt(ripe, form == 0, true); });
       if (interior.went_on) polisher.forget_factor();
-      // what stands for a solution and is not finished gets the ordinary polish, and where that fails the central K
-      const Mask<V> pending = interior.solved && !interior.finished;
+      // what stands for a solution, or for want of iterations has to, and is not finished gets the ordinary polish, and
+      // where that fails the central K
+      const Mask<V> pending = (interior.solved && !interior.finished) || interior.exhausted;
       if (any(pending)) {
         const Mask<V> accepted = attempt(pending, form == 0, false);
         const Mask<V> left = pending && !accepted;
@@ -93,12 +94,15 @@ struct Solver {
       share_bounds(which);
       solved = solved || interior.solved || interior.finished;
       infeasible = infeasible || interior.infeasible, unbounded = unbounded || interior.unbounded;
+      exhausted = exhausted || interior.exhausted;
       iterations = select(which, interior.iterations, iterations);
     }
     V status((double)UNSOLVED);
-    const Mask<V> fits = solved && polisher.fits();
+    const Mask<V> fits = (solved || exhausted) && polisher.fits();
+    status = select(exhausted && !(polisher.merit <= V(1)), V((double)MAX_ITERATIONS), status);
     // what only the rounding to float32 keeps from its tolerance no other engine would bring nearer
-    if (call.single) status = select(fits && polisher.merit <= V(ALMOST), V((double)ALMOST_SOLVED), status);
+    const Mask<V> final = exhausted || Mask<V>(call.single);
+    status = select(fits && final && polisher.merit <= V(ALMOST), V((double)ALMOST_SOLVED), status);
     status = select(fits && polisher.merit <= V(1), V((double)SOLVED), status);
     status = select(infeasible || crossed, V((double)PRIMAL_INFEASIBLE), status);
     status = select(unbounded, V((double)DUAL_INFEASIBLE), status);
@@ -192,7 +196,8 @@ struct Solver {
   OPTLAYER_METHOD void write(const Elements<V>& elements, V status, V iterations, bool proven) {
     const int n = Q.n, m = Q.m, p = Q.p, r = Q.r;
     const Mask<V> solved = status == V((double)SOLVED);
-    const Mask<V> answered = solved || (status == V((double)ALMOST_SOLVED) && Mask<V>(!call.nan_failures));
+    const Mask<V> usable = status == V((double)ALMOST_SOLVED) || status == V((double)MAX_ITERATIONS);
+    const Mask<V> answered = solved || (usable && Mask<V>(!call.nan_failures));
     const V nothing(call.nan_failures ? NAN : 0.0), cost = V(1) / Q.c;
     product(Q.C, Q.ld, r, n, polisher.x, out_s);
     for (int i = own(0); i < r; i += TEAM) {

@@ -106,8 +106,8 @@ def _solve_valid(problem: Program, p: int, rules: Rules, formulation: str, start
     L, info = torch.linalg.cholesky_ex(scaled.P)
     definite = info == 0
     outcome = _iterate(scaled, standard, p, rules, formulation, start, L, definite)
-    stuck = (outcome.status == Status.INSUFFICIENT_PROGRESS) | (outcome.status == Status.MAX_ITERATIONS)
-    stuck = (stuck | (outcome.status == Status.NUMERICAL_ERROR)) & ~(outcome.contract <= 1)
+    stuck = (outcome.status == Status.INSUFFICIENT_PROGRESS) | (outcome.status == Status.NUMERICAL_ERROR)
+    stuck = stuck & ~(outcome.contract <= 1)
     doubtful = (~definite).nonzero().squeeze(-1)
     if doubtful.numel():
         wrong = doubtful[~convex(problem.P[doubtful])]

@@ -12,7 +12,7 @@ from torch import Tensor
 import optlayer
 from optlayer import Status
 from optlayer.problem import NAMES, Problem
-from optlayer.solvers import native
+from optlayer.solvers import choose, native
 from optlayer.testing import assert_optimal, random_qp
 
 pytestmark = pytest.mark.skipif(not native.available(), reason="the native engine is not built")
@@ -143,6 +143,33 @@ def test_neighbours_of_other_kinds_change_no_bit() -> None:
     for i in range(28):
         for a, b in zip(alone[i], together, strict=True):
             torch.testing.assert_close(b[i], a[0], atol=0, rtol=0, equal_nan=True)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+@pytest.mark.parametrize("kind", ["regular", "infeasible", "unbounded"])
+def test_used_up_iterations_are_a_verdict(kind: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is no case for the reference engine, which would say the same after a hundred times as long."""
+    problem = random_qp(10, 8, 3, batch=(9,), bounds=True, seed=2, kind=kind).to(dtype)
+    theirs = solve(problem, "reference", max_iter=1, on_failure="ignore")
+    monkeypatch.setattr(choose, "_solve_rest", None)
+    ours = solve(problem, "native", max_iter=1, on_failure="ignore")
+    limited = ours.status == Status.MAX_ITERATIONS
+    assert limited.any() and (theirs.status[limited] == Status.MAX_ITERATIONS).any()
+    assert (ours.iterations[limited] == 1).all()
+    assert all(t.isfinite().all() for t in (ours.x, ours.y, ours.z, ours.z_box, ours.s))
+    assert solve(problem, "native", max_iter=1).x[limited].isnan().all()
+    assert not ours.is_optimal()[limited].any()
+
+
+@pytest.mark.parametrize("limit", [1, 2, 3, 5])
+def test_what_is_reached_in_so_many_iterations_does_not_depend_on_the_neighbours(limit: int) -> None:
+    P, q, *rest = random_qp(10, 8, 3, batch=(64,), bounds=True, seed=2).tensors
+    whole = optlayer.solve_qp(P, q, *rest, backend="native", max_iter=limit, on_failure="ignore")
+    part = optlayer.solve_qp(P[1::3], q[1::3], *(t[1::3] for t in rest), max_iter=limit, on_failure="ignore")
+    for a, b in zip(whole.factorisation[:2], part.factorisation[:2], strict=True):
+        assert torch.equal(a[1::3], b)
+    for name in ("x", "y", "z", "z_box", "s", "status", "iterations"):
+        assert torch.equal(getattr(whole, name)[1::3], getattr(part, name))
 
 
 @pytest.mark.parametrize("bounds", [False, True])
