@@ -79,7 +79,8 @@ class Equation:
 class Root(Function):
     """The root of an equation with its derivative; arguments (equation, start, *tensors).
 
-    Returns the root, NaN where there is none; status, iterations, residual; and the last iterate, which is finite.
+    Returns the root, NaN where there is none; status, iterations, residual; and a finite point of each element, where
+    F is evaluated in place of NaN: the last iterate, or (*batch, 0) if the root holds no NaN.
     """
 
     @staticmethod
@@ -88,10 +89,10 @@ class Root(Function):
             solver = equation.solver if start.shape[-1] else given
             point, status, iterations, residual = solver(equation, start, tensors)
         announce(status, equation.on_failure, equation.what)
-        value = point.clone()
-        if equation.on_failure != "ignore":
-            value = torch.where((status == Status.SOLVED).unsqueeze(-1), point, torch.nan)
-        return value, status, iterations, residual, point
+        solved = (status == Status.SOLVED).unsqueeze(-1)
+        if equation.on_failure == "ignore" or solved.all():
+            return point, status, iterations, residual, point.new_empty(*point.shape[:-1], 0)
+        return torch.where(solved, point, torch.nan), status, iterations, residual, point
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
@@ -109,7 +110,7 @@ class Root(Function):
             return (None,) * len(wants)
         with full_precision(value.device.type):
             failed = (status != Status.SOLVED).unsqueeze(-1)
-            z = torch.where(failed, point, value)
+            z = torch.where(failed, point, value) if point.shape[-1] else value
             u = equation.solve(torch.where(failed, 0, g), z, tensors, True)
             u = torch.where(failed & (g != 0).any(-1, keepdim=True), torch.nan, u)
             return None, None, *pull(equation.F, z, tensors, wants[2:], -u)
@@ -122,7 +123,7 @@ class Root(Function):
             return (None,) * 5
         with full_precision(value.device.type), forward_mode():
             failed = (status != Status.SOLVED).unsqueeze(-1)
-            z = torch.where(failed, point, value)
+            z = torch.where(failed, point, value) if point.shape[-1] else value
             r = -push(equation.F, z, tensors, changes)
             dz = equation.solve(torch.where(failed, 0, r), z, tensors, False)
             dz = torch.where(failed & (r != 0).any(-1, keepdim=True), torch.nan, dz)

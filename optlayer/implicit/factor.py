@@ -26,10 +26,7 @@ PROBES = 3
 def lu(A: Tensor) -> Factor:
     """(LU, pivots, rows, columns, ok) with diag(rows) A diag(columns) = P L U."""
     A, finite = _finite(A)
-    rows = _inverse(norm(A))
-    M = rows.unsqueeze(-1) * A
-    columns = _inverse(norm(M.mT))
-    M = M * columns.unsqueeze(-2)
+    M, rows, columns = scaled(A)
     LU, pivots, info = torch.linalg.lu_factor_ex(M)
     probe = torch.linalg.lu_solve(LU, pivots, _probe(M))
     return LU, pivots, rows, columns, finite & (info == 0) & _regular(M, probe)
@@ -54,6 +51,14 @@ def svd(A: Tensor) -> Factor:
         return U, S, Vh.mT, finite
     cutoff = max(A.shape[-2:]) * torch.finfo(A.dtype).eps * S.amax(-1, keepdim=True)
     return U, torch.where(cutoff < S, S, torch.inf).reciprocal(), Vh.mT, finite
+
+
+def scaled(A: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """diag(rows) A diag(columns), whose rows and then columns have a largest entry of 1, with the two scales."""
+    rows = _inverse(norm(A))
+    M = rows.unsqueeze(-1) * A
+    columns = _inverse(norm(M.mT))
+    return M * columns.unsqueeze(-2), rows, columns
 
 
 def lu_solve(factor: Factor, b: Tensor, transposed: bool) -> Tensor:

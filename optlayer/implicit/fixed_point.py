@@ -61,7 +61,10 @@ def fixed_point(
             ``"newton"``.
         eps_abs, eps_rel: solved means max|f(z) - z| <= eps_abs + eps_rel max|z|; for Newton see :func:`root`.
             ``None``: 1e-9 for float64, 1e-5 for float32.
-        max_iter, on_failure, linsolve: as in :func:`root`.
+        max_iter, on_failure, linsolve: as in :func:`root`.  Under ``"ignore"`` an element that was cut off holds its
+            best iterate, and its derivative is NaN.  Who cuts off on purpose attaches one to the iterate by
+            ``implicit(lambda z, *theta: z - f(z, *theta), value, *theta)``, as far from that of the fixed point as the
+            iterate is.
 
     Returns:
         An :class:`ImplicitSolution`: value (*batch, ...), converged, status, iterations, residual max|f(z) - z|.  An

@@ -108,7 +108,8 @@ class ImplicitSolution:
     The record is immutable and a pytree, and may be made inside ``torch.func.vmap``.
 
     Attributes:
-        value: (*batch, ...), the solution; NaN where it was not found, unless ``on_failure="ignore"``.
+        value: (*batch, ...), the solution; NaN where it was not found, unless ``on_failure="ignore"``.  The derivative
+            of an element that was not found is NaN in any case, for a point that solves nothing has none.
         status: (*batch) int64, an :class:`optlayer.Status` each.
         iterations: (*batch) int64.
         residual: (*batch), what is left of the equations, in the measure of the solver that was called.

@@ -153,6 +153,23 @@ def test_a_stationary_point_that_is_no_minimiser_says_so():
     assert solution.value[1].tolist() == pytest.approx([1.0, 0.0], abs=1e-12)
 
 
+@pytest.mark.parametrize("method", ["anderson", "picard", "newton"])
+def test_an_iteration_that_is_cut_off_has_a_status_and_no_derivative_but_implicit_attaches_one(method):
+    """cos(tz) = z, where z' = -z sin(tz) / (1 + t sin(tz)): the error of z' is of the order of that of z."""
+    t, start = torch.tensor([1.0, 1.1], dtype=torch.float64).requires_grad_(), ones(2)
+
+    def f(z, t):
+        return torch.cos(t * z)
+
+    exact = fixed_point(f, start, t, batch_dims=1).value
+    cut = fixed_point(f, start, t, batch_dims=1, method=method, max_iter=2, on_failure="ignore")
+    assert cut.status.tolist() == [Status.MAX_ITERATIONS] * 2 and cut.value.isfinite().all()
+    assert grad(cut.value.sum(), t)[0].isnan().all()
+    attached = implicit(lambda z, t: z - f(z, t), cut.value, t, batch_dims=1)
+    error = (grad(attached.sum(), t)[0] - grad(exact.sum(), t)[0]).abs()
+    assert (error <= 2 * (cut.value - exact).abs()).all() and (cut.value != exact).all()
+
+
 W = torch.ones(2, dtype=torch.float64, requires_grad=True)
 LOST = "depends on a tensor that requires grad"
 

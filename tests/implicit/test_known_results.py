@@ -58,8 +58,8 @@ def test_memory_of_unrolling_grows_by_one_iterate_an_iteration_and_that_of_the_i
     assert counts[40] - counts[20] == 20 * x.numel() * 8
     implicit_counts = {bytes_saved(lambda K=K: picard(W, x, K)) for K in (10, 40, 160)}
     assert len(implicit_counts) == 1
-    # W, x, the iterate before and after NaN filling, and a status for each element
-    assert implicit_counts.pop() == (W.numel() + 3 * x.numel()) * 8 + 32 * 8
+    # W, x, the solution, and a status for each element: 64 KiB and a quarter
+    assert implicit_counts.pop() == (W.numel() + 2 * x.numel()) * 8 + 32 * 8
 
 
 def test_the_unrolled_gradient_approaches_the_implicit_one_like_the_contraction_rate():
