@@ -5,7 +5,8 @@
 //     log x = -(Px + q + A'y + G'z) / tau - 1  of the free variables,   Cx = d  in the active rows,   x = bound  elsewhere
 //
 // are smooth, and two or three Newton steps from the interior point reach the limits of rounding. If a multiplier comes
-// out negative or an inactive constraint violated, exactly these change sides. What then cannot be verified, and active
+// out negative or an inactive constraint violated, exactly these change sides. An x so small that no row feels it has no
+// say in that: it is the exponential of its formula, whatever that is. What then cannot be verified, and active
 // constraints that depend on each other, are left to the reference engine.
 #pragma once
 
@@ -15,7 +16,7 @@ namespace optlayer {
 namespace OPTLAYER_ISA {
 namespace entropic {
 
-static constexpr int ROUNDS = 8, NEWTON_STEPS = 8;
+static constexpr int ROUNDS = 8, NEWTON_STEPS = 16;
 static constexpr double QUADRATIC = 1e-8;  // a relative Newton step below this leaves nothing but rounding
 static constexpr double TRACE = 1e-3;      // of tau: a multiplier v below it is left to the Newton steps
 static constexpr double TINY = 1e-290;     // an x below this is the exponential of its logarithm, and not the reverse
@@ -31,12 +32,14 @@ struct Closing {
   V *rows, *lower, *upper;                // the active set: (k), (n), (n), 1 or 0
   V *flip_rows, *flip_lower, *flip_upper; // what of it was wrong
   V *base, *force, *inner, *delta;        // (n), (n), (n), (k)
+  V* least;                               // (n): changes of x below it are lost in the rounding of the rows
   V force_size, slack_size, released;
 
   OPTLAYER_METHOD void lay_out(Arena& arena, Interior<V>* given) {
     interior = given;
     const int n = given->Q.n, k = given->Q.k;
-    for (V** vector : {&x, &log_x, &z_box, &w_box, &lower_share, &lower, &upper, &flip_lower, &flip_upper, &base, &force, &inner})
+    for (V** vector : {&x, &log_x, &z_box, &w_box, &lower_share, &lower, &upper, &flip_lower, &flip_upper, &base, &force,
+                       &inner, &least})
       *vector = arena.take<V>(n);
     for (V** vector : {&v, &w, &rows, &flip_rows, &delta}) *vector = arena.take<V>(k);
   }
@@ -115,12 +118,13 @@ struct Closing {
       const Mask<V> shrinks = which && !held(j) && at.v[j] > V(TRACE) * Q.tau[j];
       if (any(shrinks)) x[j] = select(shrinks, exponential(-(force[j] + base[j]) / Q.tau[j] - V(1)), x[j]);
     }
+    find_least(r2);
     Mask<V> settled = !which;
     for (int step = 0; step < NEWTON_STEPS; step++) {
       forces();
       V rounding(0);
       for (int j = own(0); j < n; j += TEAM) {
-        consistent(j, which);
+        tail(j, which);
         system.W[j] = select(held(j), V(0), x[j] / (Q.tau[j] + (Q.curved ? x[j] * Q.curvature[j] : V(0))));
         inner[j] = Q.free[j] * x[j];
         r1[j] = -(force[j] + Q.tau[j] * (log_x[j] + V(1)));
@@ -135,7 +139,12 @@ struct Closing {
       for (int j = own(0); j < n; j += TEAM) {
         const Mask<V> moving = !held(j) && x[j] > V(TINY);
         const V relative = select(moving, dx[j] / select(moving, x[j], V(1)), V(0));
-        most = select(relative != relative, V(INFINITY), larger(absolute(relative), most));
+        V size = absolute(relative);
+        if (any(size > V(QUADRATIC))) {
+          const V change = absolute(exponential(relative) - V(1));
+          size = select(x[j] * change < least[j], V(0), size);
+        }
+        most = select(relative != relative, V(INFINITY), larger(size, most));
         x[j] = select(settled, x[j], x[j] * (V(1) + larger(V(-0.9), smaller(relative, V(10)))));
         inner[j] = Q.free[j] * x[j];
       }
@@ -149,7 +158,7 @@ struct Closing {
       settled = settled || team_max(most) <= larger(V(QUADRATIC), rounding);
     }
     forces();
-    tail(which);
+    for (int j = own(0); j < n; j += TEAM) tail(j, which);
     Mask<V> sound = settled && system.ok;
     const V dependent = k > 0 ? system.dependent : V(0);
     for (int i = own(0); i < k; i += TEAM) dv[i] = at.rows[i] * rows[i] + delta[i];
@@ -189,36 +198,45 @@ struct Closing {
     product_transposed(Q.C, Q.ld, Q.k, Q.n, delta, force);
   }
 
-  // x and its logarithm, which is the optimality condition's where x is too small for one of its own.
-  OPTLAYER_METHOD void consistent(int j, Mask<V> which) {
-    const V formula = -force[j] / interior->Q.tau[j] - V(1);
-    const Mask<V> small = which && !held(j) && x[j] <= V(TINY);
-    if (any(small)) {
-      const V exact = smaller(exponential(smaller(formula, V(0))), V(2 * TINY));
-      x[j] = select(small, exact, x[j]);
+  // The changes of each variable that are lost in the rounding of the active rows, of the forces and of the sum of x. The
+  // scratch is (k).
+  OPTLAYER_METHOD void find_least(V* share) {
+    const Program<V>& Q = interior->Q;
+    V sum(0), most(0);
+    for (int j = own(0); j < Q.n; j += TEAM) {
+      inner[j] = Q.free[j] * x[j];
+      sum += inner[j], most = larger(absolute(Q.q[j]) + Q.tau[j], most);
     }
-    const V own_log = logarithm(larger(x[j], V(TINY)));
-    log_x[j] = select(which, select(small && x[j] <= V(TINY), formula, own_log), log_x[j]);
+    sum = V(1) / larger(team_sum(sum), V(TINY)), most = V(1) / team_max(most);
+    sync();
+    for (int i = own(0); i < Q.k; i += TEAM) {
+      V terms = absolute(Q.d[i]);
+      for (int j = 0; j < Q.n; j++) add_product(terms, absolute(Q.C[(size_t)i * Q.ld + j]), inner[j]);
+      share[i] = rows[i] / larger(terms, V(TINY));
+    }
+    sync();
+    for (int j = own(0); j < Q.n; j += TEAM) {
+      V felt = larger(sum, Q.curvature[j] * most);
+      for (int i = 0; i < Q.n && Q.full; i++) felt = larger(absolute(Q.P[(size_t)i * Q.ld + j]) * most, felt);
+      for (int i = 0; i < Q.k; i++) felt = larger(absolute(Q.C[(size_t)i * Q.ld + j]) * share[i], felt);
+      least[j] = larger(V(shift(Q.k)) / felt, V(2 * TINY));
+    }
+    sync();
   }
 
-  // Where no row can tell the difference, log x is the formula's and x its exponential.
-  OPTLAYER_METHOD void tail(Mask<V> which) {
-    const Program<V>& Q = interior->Q;
-    V least(0);
-    for (int j = own(0); j < Q.n; j += TEAM) least = larger(x[j], least);
-    least = V(EPS / Q.n) * team_max(least);
-    const V bound = logarithm(larger(least, V(TINY)));
-    for (int j = own(0); j < Q.n; j += TEAM) {
-      const V formula = -force[j] / Q.tau[j] - V(1);
-      const Mask<V> small = which && !held(j) && (x[j] < least || x[j] <= V(TINY));
-      V log_of_x = logarithm(x[j]);
-      if (any(small)) {
-        const V exact = exponential(smaller(formula, bound));
-        const Mask<V> in_tail = small && (x[j] <= V(TINY) || exact < least);
-        x[j] = select(in_tail, exact, x[j]), log_of_x = select(in_tail, formula, log_of_x);
-      }
-      log_x[j] = select(which, log_of_x, log_x[j]);
+  // x and its logarithm: where no row can tell the difference, log x is the formula's and x its exponential. An x below
+  // `least` that the formula wants above it is raised to `least`, from where Newton steps take it.
+  OPTLAYER_METHOD void tail(int j, Mask<V> which) {
+    V value = x[j];
+    const Mask<V> moves = which && !held(j), small = moves && least[j] > V(QUADRATIC) * value;
+    value = select(moves, larger(value, least[j]), value);
+    V logarithm_of_x = logarithm(larger(value, V(TINY)));
+    if (any(small)) {
+      const V formula = -force[j] / interior->Q.tau[j] - V(1), exact = exponential(formula);
+      const Mask<V> unfelt = small && absolute(exact - x[j]) < least[j];
+      value = select(unfelt, exact, value), logarithm_of_x = select(unfelt, formula, logarithm_of_x);
     }
+    x[j] = value, log_x[j] = select(which, logarithm_of_x, log_x[j]);
   }
 
   // From the multipliers and the slacks (d - Cx) of all rows: which constraints are on the wrong side, which are weakly

@@ -185,25 +185,25 @@ OPTLAYER_FUNCTION void take_contradiction(Program<V>& Q, System<V>& scratch) {
   if (p == 0) return;
   V* out = Q.contradiction;
   row_products(Q.C, Q.ld, p, Q.n, scratch.S, ld);
-  for (int i = own(0); i < p; i += TEAM) scratch.e[i] = V(8 * EPS * ::sqrt((double)p)), out[i] = V(0);
+  for (int i = own(0); i < p; i += TEAM) scratch.e[i] = V(shift(p)), out[i] = V(0);
   Mask<V> sound = cholesky(scratch.S, ld, scratch.e, scratch.F, ld, scratch.F_inv, p);
   V least(1);
   for (int i = own(0); i < p; i += TEAM) least = smaller(scratch.F[(size_t)i * ld + i], least);
   least = team_min(least);
   sound = sound && least * least > V(REDUNDANT);
   if (all(sound)) return;
-  // Sweeps of inverse iteration leave of b its components along the eigenvalues far below the shift, but for a ten
+  // Sweeps of inverse iteration leave of b its components along the eigenvalues far below `small`, but for a ten
   // thousandth; what is left of that would drive y away.
-  const double shift = OUTSIDE * (p > 10 ? p : 10);
+  const V small(OUTSIDE * (p > 10 ? p : 10));
   V* part = scratch.m;
-  for (int i = own(0); i < p; i += TEAM) scratch.e[i] = V(shift);
+  for (int i = own(0); i < p; i += TEAM) scratch.e[i] = small;
   const Mask<V> found = !sound && cholesky(scratch.S, ld, scratch.e, scratch.F, ld, scratch.F_inv, p);
   for (int pass = 0; pass < PASSES; pass++) {
     for (int i = own(0); i < p; i += TEAM) part[i] = Q.d[i];
     for (int sweep = 0; sweep < SWEEPS; sweep++) {
       lower_solve(scratch.F, ld, scratch.F_inv, p, part);
       lower_solve_transposed(scratch.F, ld, scratch.F_inv, p, part);
-      for (int i = own(0); i < p; i += TEAM) part[i] *= V(shift);
+      for (int i = own(0); i < p; i += TEAM) part[i] *= small;
     }
     for (int i = own(0); i < p; i += TEAM) {
       const V outside = select(found, part[i], V(0));

@@ -21,6 +21,9 @@ namespace entropic {
 static constexpr double LOOSE = 0.1;        // below this share of the force on a variable P is a perturbation
 static constexpr double DEPENDENT = 1e-11;  // a squared pivot of S below this: a row that depends on those before it
 
+// What keeps the scaled S (k, k) of dependent rows definite; its factors do not feel what moves a row by less.
+OPTLAYER_INLINE double shift(int k) { return 8 * EPS * ::sqrt((double)(k > 1 ? k : 1)); }
+
 template <class V>
 struct System {
   int n, k, ld, ldk;
@@ -113,12 +116,11 @@ struct System {
       unit[i] = select(diagonal > V(NONZERO), V(1) / square_root(larger(diagonal, V(NONZERO))), V(1));
     }
     sync();
-    const V shift(8 * EPS * ::sqrt((double)k));  // dependent rows; refinement takes it out again
     for (int i = 0; i < k; i++)
       for (int j = own(0); j <= i; j += TEAM) {
         V& entry = S[(size_t)i * ldk + j];
         entry *= unit[i] * unit[j];
-        if (i == j) entry += shift;
+        if (i == j) entry += V(shift(k));  // refinement takes it out again
       }
     ok = cholesky(S, ldk, (const V*)nullptr, F, ldk, F_inv, k) && ok;
     dependent = V(0);
