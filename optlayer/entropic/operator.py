@@ -18,7 +18,6 @@ zero is zero.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -26,7 +25,7 @@ import torch
 from torch import Tensor
 
 from .. import ops
-from ..errors import SolverError
+from ..errors import SolverError, warn
 from ..status import Status
 from . import interior_point
 
@@ -97,7 +96,7 @@ def _kernel(
         message = _report(out.status.reshape(batch))
         if on_failure == "raise":
             raise SolverError(message)
-        warnings.warn(message, RuntimeWarning, stacklevel=2)
+        warn(message)
     if on_failure == "nan":
         x, log_x, y, z_upper = (t.masked_fill(failed, torch.nan) for t in out[:4])
         out = out._replace(x=x, log_x=log_x, y=y, z_upper=z_upper)

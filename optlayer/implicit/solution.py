@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
@@ -12,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from ..errors import SettingsError, SolverError
+from ..errors import SettingsError, SolverError, warn
 from ..settings import DEFAULT_EPS, ON_FAILURE, Settings
 from ..status import Status, count, names
 
@@ -221,7 +220,7 @@ def announce(status: Tensor, on_failure: str, what: str) -> None:
     )
     if on_failure == "raise":
         raise SolverError(message)
-    warnings.warn(message, RuntimeWarning, stacklevel=2)
+    warn(message)
 
 
 def check_eps(name: str, value: Any) -> None:

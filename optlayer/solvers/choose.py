@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import functools
 import itertools
-import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -17,7 +16,7 @@ import torch
 from torch import Tensor
 
 from .. import ops
-from ..errors import SettingsError, SolverError
+from ..errors import SettingsError, SolverError, warn
 from ..kkt.program import Program
 from ..kkt.system import State, System, grain
 from ..status import Status
@@ -135,7 +134,7 @@ def _announce(status: Tensor, arguments: Sequence[Tensor | None], on_failure: st
         message = _report(status.reshape(-1), status.shape, arguments)
         if on_failure == "raise":
             raise SolverError(message)
-        warnings.warn(message, RuntimeWarning, stacklevel=3)
+        warn(message)
 
 
 def opaque(kernel: Callable[..., tuple[Tensor, ...]]) -> Callable[..., tuple[Tensor, ...]]:

@@ -151,7 +151,7 @@ def test_used_up_iterations_are_a_verdict(kind: str, dtype: torch.dtype, monkeyp
     """It is no case for the reference engine, which would say the same after a hundred times as long."""
     problem = random_qp(10, 8, 3, batch=(9,), bounds=True, seed=2, kind=kind).to(dtype)
     theirs = solve(problem, "reference", max_iter=1, on_failure="ignore")
-    monkeypatch.setattr(choose, "_solve_rest", None)
+    monkeypatch.setattr(choose, "solve_rest", None)
     ours = solve(problem, "native", max_iter=1, on_failure="ignore")
     limited = ours.status == Status.MAX_ITERATIONS
     assert limited.any() and (theirs.status[limited] == Status.MAX_ITERATIONS).any()

@@ -26,7 +26,6 @@ t is finite where x underflows and tau / x does not exist.  Right-hand sides bro
 from __future__ import annotations
 
 import itertools
-import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -34,7 +33,7 @@ import torch
 from torch import Tensor
 
 from ... import ops
-from ...errors import SolverError
+from ...errors import SolverError, warn
 from ...kkt.algebra import NONZERO, dot, mv, take, tmv
 from ...problem import residuals
 from ...solvers.choose import CHUNK, PROOF, opaque, solve_rest
@@ -103,7 +102,7 @@ def _qp_kernel(*arguments: Any) -> tuple[Tensor, ...]:
         message = _report(out[6], tensors)
         if on_failure == "raise":
             raise SolverError(message)
-        warnings.warn(message, RuntimeWarning, stacklevel=3)
+        warn(message)
     return out
 
 
