@@ -25,6 +25,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from .errors import ProblemError
+from .status import readable
 
 HUGE = 1e20
 NAMES = ("P", "q", "G", "h", "A", "b", "lb", "ub")
@@ -302,7 +303,10 @@ def _batch(named: Iterable[tuple[str, Tensor | None]]) -> torch.Size:
 
 
 class Residuals(NamedTuple):
-    """How far a point is from solving a problem; every field has shape (*batch).  See :func:`residuals`."""
+    """How far a point is from solving a problem; every field has shape (*batch).  See :func:`residuals`.
+
+    It prints its values, or the largest residuals of a batch and how many elements have none.
+    """
 
     primal: Tensor
     dual: Tensor
@@ -320,6 +324,18 @@ class Residuals(NamedTuple):
             & (self.dual <= eps_abs + eps_rel * self.dual_scale)
             & (self.gap <= eps_abs + eps_rel * self.gap_scale)
         )
+
+    def __repr__(self) -> str:
+        if not readable(self.primal):
+            return f"Residuals(batch={tuple(self.primal.shape)})"
+        if self.primal.ndim == 0:
+            return f"Residuals({', '.join(f'{k}={float(t):.3g}' for k, t in self._asdict().items())})"
+        worst = torch.stack(self[:3])
+        none = worst.isnan().any(0)
+        largest = worst[:, ~none].amax(1) if bool((~none).any()) else worst.new_full((3,), torch.nan)
+        found = ", ".join(f"{k}={float(t):.3g}" for k, t in zip(self._fields, largest, strict=False))
+        missing = f", {int(none.sum())} of {none.numel()} are NaN" if bool(none.any()) else ""
+        return f"Residuals(batch={tuple(none.shape)}, at most {found}{missing})"
 
 
 def residuals(

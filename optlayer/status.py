@@ -97,11 +97,16 @@ class Status(IntEnum):
 
 
 def count(status: Tensor, what: str = "solved") -> str:
-    """How many elements are solved, where that can be told at once: of plain tensors on the CPU, outside of tracing."""
-    traced = torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
-    if type(status) is not Tensor or status.device.type != "cpu" or traced:
+    """How many elements are solved, where that can be told at once."""
+    if not readable(status):
         return ""
     return f"{int((status == Status.SOLVED).sum())} of {status.numel()} {what}, "
+
+
+def readable(t: Tensor) -> bool:
+    """Whether values can be told at once: of plain tensors on the CPU, outside of tracing."""
+    traced = torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
+    return type(t) is Tensor and t.device.type == "cpu" and not traced
 
 
 def names(status: Any) -> Any:

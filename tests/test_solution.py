@@ -54,6 +54,20 @@ def test_it_prints_how_many_are_solved(solution: Solution) -> None:
     assert repr(solution.kkt) == f"KKT({sizes})"
 
 
+def test_residuals_print_their_values_and_those_of_a_batch_their_largest(solution: Solution) -> None:
+    r = solution.residuals()
+    worst = ", ".join(f"{name}={float(getattr(r, name).max()):.3g}" for name in ("primal", "dual", "gap"))
+    assert repr(r) == f"Residuals(batch=(2, 3), at most {worst})"
+    one = type(r)(*(t[0, 1] for t in r))
+    assert repr(one).startswith(f"Residuals(primal={float(r.primal[0, 1]):.3g}, dual=")
+    gone = torch.tensor([[False, True, False]])
+    half = type(r)(*(t.masked_fill(gone, torch.nan) for t in r))
+    rest = ", ".join(f"{name}={float(getattr(r, name)[:, ::2].max()):.3g}" for name in ("primal", "dual", "gap"))
+    assert repr(half) == f"Residuals(batch=(2, 3), at most {rest}, 2 of 6 are NaN)"
+    assert repr(type(r)(*(t[:0] for t in r))) == "Residuals(batch=(0, 3), at most primal=nan, dual=nan, gap=nan)"
+    assert repr(type(r)(*(t.to("meta") for t in r))) == "Residuals(batch=(2, 3))"
+
+
 def test_it_prints_without_a_count_where_that_would_wait_or_trace(solution: Solution) -> None:
     meta = dataclasses.replace(solution, status=solution.status.to("meta"))
     assert repr(meta).startswith("Solution(batch=(2, 3), n=6")
