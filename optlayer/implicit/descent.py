@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Newton's method and L-BFGS for the minimiser of a function, with a line search on its values.
 
-    newton  step = -|H|^-1 g, where |H| is the Hessian with its negative eigenvalues turned positive: downhill from
-            anywhere; beyond `LARGEST` unknowns conjugate gradients on H, cut off at negative curvature
+    newton  step = -H^-1 g by Cholesky's factor; where H is not positive definite -|H|^-1 g, where |H| is the Hessian
+            with its negative eigenvalues turned positive: downhill from anywhere.  Beyond `LARGEST` unknowns conjugate
+            gradients on H, cut off at negative curvature
     lbfgs   step = -B g with the inverse B of the Hessian as the last differences of z and g tell it (Nocedal 1980)
 
 The residual is |g| in the infinity norm, small enough below eps_abs + eps_rel s.  For Newton s is the size of the terms
@@ -28,7 +29,7 @@ from .newton import Result, secant_scale
 from .solution import LinearSettings, Stop
 
 MEMORY = 10  # differences that L-BFGS keeps
-CURVED = 1e-8  # of the largest eigenvalue: below this, in size, an eigenvalue counts as zero
+CURVED = 1e-8  # of the largest eigenvalue, or of its diagonal entry: a lesser eigenvalue or pivot counts as zero
 FORCING = 1e-4
 ROUNDING = 100  # times eps: what rounding may do to a value
 
@@ -42,7 +43,7 @@ def newton(stop: Stop, linsolve: LinearSettings, equation: Equation, z: Tensor, 
     for k in range(stop.max_iter + 1):
         if not run.active.any():
             break
-        step, scale, saddle = _newton_step(equation, z, tensors, g)
+        step, scale, saddle = _newton_step(equation, z, tensors, g, run.active)
         met = run.active & (size(g) <= stop.tolerance(scale))
         run.end(met & saddle, Status.NON_CONVEX)
         z, (f, g), _ = backtrack(evaluate, _smaller(g), z, (f, g), step, met & ~saddle, 1)
@@ -56,8 +57,10 @@ def newton(stop: Stop, linsolve: LinearSettings, equation: Equation, z: Tensor, 
     return run.result(z, size(g))
 
 
-def _newton_step(equation: Equation, z: Tensor, tensors: Sequence[Tensor], g: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """A step downhill, the size of the terms of g, and where H has a negative eigenvalue."""
+def _newton_step(
+    equation: Equation, z: Tensor, tensors: Sequence[Tensor], g: Tensor, active: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """A step downhill for active elements, the size of the terms of g, and where H has a negative eigenvalue."""
     if z.shape[-1] > LARGEST:
         product = adjoint_product(equation.F, z, tensors)
         length = norm(g)
@@ -66,12 +69,23 @@ def _newton_step(equation: Equation, z: Tensor, tensors: Sequence[Tensor], g: Te
         return torch.where(steepest, -g, step), size(product(z)), torch.zeros_like(steepest)
     H = jacobian(equation.F, z, tensors)
     H = torch.where(H.isfinite().all(-1, keepdim=True).all(-2, keepdim=True), (H + H.mT) / 2, 0)
+    L, info = torch.linalg.cholesky_ex(H)
+    pivots, diagonal = L.diagonal(dim1=-2, dim2=-1).square(), H.diagonal(dim1=-2, dim2=-1)
+    convex = (info == 0) & (pivots > CURVED * diagonal).all(-1)  # whatever the units of z
+    step, saddle = -torch.cholesky_solve(g.unsqueeze(-1), L).squeeze(-1), torch.zeros_like(active)
+    rest = active.squeeze(-1) & ~convex
+    if rest.any():
+        step[rest], saddle[rest] = _modified(H[rest], g[rest])
+    return step, size((H.abs() @ z.abs().unsqueeze(-1)).squeeze(-1)), saddle
+
+
+def _modified(H: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
+    """-|H|^-1 g, eigenvalues near zero lifted, and whether H has a negative one."""
     values, V = torch.linalg.eigh(H)
     largest = size(values)
     floor = torch.where(largest > 0, CURVED * largest, 1)
     step = -(V @ ((V.mT @ g.unsqueeze(-1)) / torch.maximum(values.abs(), floor).unsqueeze(-1))).squeeze(-1)
-    saddle = (values < -CURVED * largest).any(-1, keepdim=True)
-    return step, size((H.abs() @ z.abs().unsqueeze(-1)).squeeze(-1)), saddle
+    return step, (values < -CURVED * largest).any(-1, keepdim=True)
 
 
 def lbfgs(stop: Stop, linsolve: LinearSettings, equation: Equation, z: Tensor, tensors: Sequence[Tensor]) -> Result:

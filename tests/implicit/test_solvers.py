@@ -126,6 +126,39 @@ def test_minimisers_of_a_curved_valley(method):
         assert (alone.value - solution.value[i]).abs().max() < 1e-13
 
 
+def test_newton_goes_downhill_from_where_the_function_is_concave():
+    """Wells at +-1 in each entry; between +-0.57 the Hessian has negative eigenvalues."""
+    start = torch.tensor([[0.1, -0.2, 0.5], [0.9, -1.2, 1.1], [0.01, 1.0, -2.0]], dtype=torch.float64)
+    solution = argmin(lambda z: (z.square() - 1).square().sum(-1) + 0.1 * z[..., 0] * z[..., 1], start, batch_dims=1)
+    assert solution.converged.all()
+    assert ((solution.value.abs() - 1).abs() < 0.05).all()
+    alone = argmin(lambda z: (z.square() - 1).square().sum(-1) + 0.1 * z[..., 0] * z[..., 1], start[1:2], batch_dims=1)
+    assert torch.equal(alone.value, solution.value[1:2])  # a neighbour's other factorisation changes no bit
+
+
+def test_newton_leaves_flat_directions_alone():
+    """(z1 + z2 - t)^2 has a line of minimisers: the nearest is found, and it has no derivative."""
+    t = torch.tensor([1.0, 2.0], dtype=torch.float64, requires_grad=True)
+    start = torch.tensor([[5.0, 1.0], [0.0, 0.0]], dtype=torch.float64)
+    solution = argmin(lambda z, t: (z.sum(-1) - t).square(), start, t, batch_dims=1)
+    assert solution.converged.all() and (solution.iterations <= 2).all()
+    nearest = start + (t.detach() - start.sum(-1)).unsqueeze(-1) / 2
+    assert (solution.value - nearest).abs().max() < 1e-7  # the flat direction counts as curved by 1e-8
+    assert torch.autograd.grad(solution.value.sum(), t)[0].isnan().all()
+    constant = argmin(lambda z: 0 * z.sum(-1), start, batch_dims=1)
+    assert constant.converged.all() and torch.equal(constant.value, start)
+
+
+def test_newton_solves_quadratics_in_a_step_in_any_units():
+    """Units of 1e-8, 1 and 1e8 for z, a matrix of condition below 3 in units of one size."""
+    units = torch.tensor([1e-8, 1.0, 1e8], dtype=torch.float64)
+    M = torch.tensor([[2.0, 0.5, 0.3], [0.5, 1.5, -0.4], [0.3, -0.4, 1.0]], dtype=torch.float64)
+    stop = {"eps_abs": 1e-30, "eps_rel": 1e-12}
+    solution = argmin(lambda z: (z / units - 1) @ M @ (z / units - 1) / 2, torch.zeros_like(units), **stop)
+    assert solution.converged and solution.iterations == 1
+    assert (solution.value / units - 1).abs().max() < 1e-14
+
+
 @pytest.mark.parametrize("method", ["newton", "lbfgs"])
 @pytest.mark.parametrize("n", [20, 400])
 def test_logistic_regression_has_a_vanishing_gradient(method, n):
