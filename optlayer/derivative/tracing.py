@@ -24,6 +24,9 @@ Entry = TypeVar("Entry", bound=Callable[..., Any])
 _ALONE = torch._C.DispatchKeySet(torch._C.DispatchKey.BackendSelect)
 _KEYS = (_ALONE | torch._C.DispatchKeySet(torch._C.DispatchKey.ADInplaceOrView), _ALONE)
 
+# Tensors that torch.autograd.grad(..., is_grads_batched=True) maps carry it; those of torch.func.vmap another.
+_BATCHED = torch._C._dispatch_key_parse("Batched")
+
 # Inside it a call of an operator skips the operator's Autograd kernel, which is the Function that makes the call.
 below_autograd = torch._C._AutoDispatchBelowAutograd
 
@@ -86,6 +89,20 @@ def apply(function: type[Function], *args: Any) -> Any:
     if torch._C._are_functorch_transforms_active():
         return function.apply(*args)
     return super(Function, function).apply(*args)  # type: ignore[misc]
+
+
+def batched(t: Tensor) -> bool:
+    """Whether ``is_grads_batched`` maps this tensor: a Function's own rule for vmap does not hear of that."""
+    return bool(torch._C._dispatch_keys(t).has(_BATCHED))
+
+
+def unbatch(tensors: Sequence[Tensor]) -> tuple[list[Tensor], list[int | None], Callable[[Tensor], Tensor]]:
+    """What ``is_grads_batched`` maps as plain tensors with the mapped dimension first, and the way back."""
+    level = torch._C._vmapmode_increment_nesting() - 1
+    torch._C._vmapmode_decrement_nesting()
+    plain = [torch._remove_batch_dim(t, level, 1, 0) if batched(t) else t for t in tensors]
+    dims = [0 if batched(t) else None for t in tensors]
+    return plain, dims, lambda t: torch._add_batch_dim(t, 0, level)
 
 
 def autocast_on(device: str) -> bool:

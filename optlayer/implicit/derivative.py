@@ -179,6 +179,9 @@ def implicit(
     error e of z makes one of the order of e in the derivative), F continuously differentiable there, and dF/dz regular;
     :func:`conditions` checks them.  How z came about plays no part: z itself gets no gradient.
 
+    ``torch.compile`` calls this and the solvers of this module as they are, between two graphs: F is a function, and an
+    iteration decides for itself when to stop, neither of which a graph holds.  ``fullgraph=True`` raises.
+
     Args:
         F: a function or ``torch.nn.Module`` (or a method of one) called as ``F(z, *theta)``, returning the shape of z.
             The parameters of a module receive gradients.  Whatever else it closes over is constant; a closure over a

@@ -31,7 +31,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 from .. import ops
-from ..derivative.tracing import alive, apply, forward_mode, full_precision, primals, save
+from ..derivative.tracing import alive, apply, batched, forward_mode, full_precision, primals, save, unbatch
 from ..derivative.variation import add, matvec, summed
 from ..status import Status
 from .factor import CORES, solve
@@ -203,8 +203,13 @@ def linear(system: System, b: Tensor, *tensors: Tensor) -> tuple[Tensor, Tensor,
     Args: b (*batch, m), whose dimensions to the left of the batch of A are further right-hand sides.
     Returns: x (*batch, n); status (*batch), :class:`optlayer.Status`; iterations; |b - Ax| / |b|.
     """
-    out: tuple[Tensor, Tensor, Tensor, Tensor] = apply(Linear, system, b, *tensors)
-    return out
+    if not any(map(batched, (b, *tensors))):
+        out: tuple[Tensor, Tensor, Tensor, Tensor] = apply(Linear, system, b, *tensors)
+        return out
+    (b, *plain), dims, again = unbatch((b, *tensors))
+    size = next(t.shape[0] for t, dim in zip((b, *plain), dims, strict=True) if dim == 0)
+    x, status, iterations, residual = system.mapped(size, dims, b, plain)[0]
+    return again(x), again(status), again(iterations), again(residual)
 
 
 def _forward(system: System, b: Tensor, tensors: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -7,7 +7,7 @@ from torch.autograd import gradcheck, gradgradcheck
 from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, vmap
 
 from optlayer import solve_qp
-from optlayer.implicit import LinearSettings, argmin, fixed_point, implicit, kkt, linear_solve, root
+from optlayer.implicit import LinearSettings, Report, argmin, fixed_point, implicit, kkt, linear_solve, root
 
 B, N = 2, 3
 TIGHT = {"eps_abs": 1e-13, "eps_rel": 0.0}  # the derivative's error is that of z, and finite differences multiply it
@@ -178,6 +178,40 @@ def test_backward_twice_and_only_what_is_wanted(case):
     assert not case(W.detach(), x.detach()).requires_grad
 
 
+def test_batched_cotangents_equal_a_loop(case):
+    W, x = data()
+    out = case(W, x)
+    cotangents = torch.randn(4, *out.shape, dtype=out.dtype)
+    together = torch.autograd.grad(out, (W, x), cotangents, is_grads_batched=True, retain_graph=True)
+    for i, g in enumerate(cotangents):
+        for a, b in zip(together, torch.autograd.grad(out, (W, x), g, retain_graph=True), strict=True):
+            assert largest(a[i], b) < 1e-11
+
+
+def test_batched_cotangents_are_differentiable_again(easy):
+    W, x = data()
+
+    def bend(x):
+        cotangents = torch.eye(x.numel(), dtype=x.dtype).reshape(-1, *x.shape)
+        return torch.autograd.grad(easy(W, x), x, cotangents, is_grads_batched=True, create_graph=True)[0]
+
+    assert gradcheck(bend, (x,), fast_mode=True)
+
+
+@pytest.mark.parametrize("method", ["lu", "gmres", "bicgstab", "lsmr"])
+def test_the_report_tells_of_each_right_hand_side(method):
+    """One cotangent of four is zero, which takes no iterations."""
+    W, x = data()
+    report = Report()
+    z = implicit(F, point(W, x), W, x, batch_dims=1, linsolve=method, report=report)
+    cotangents = torch.ones(4, *z.shape, dtype=z.dtype)
+    cotangents[2] = 0
+    torch.autograd.grad(z, x, cotangents, is_grads_batched=True)
+    assert report.converged.shape == (4, B) and report.converged.all()
+    assert ((report.iterations > 0) == (cotangents[..., 0] != 0)).all() or method == "lu"
+    assert "8 of 8 converged" in repr(report)
+
+
 def test_a_module_under_functional_call_gets_the_same_gradient():
     class Cell(torch.nn.Module):
         def __init__(self):
@@ -229,14 +263,15 @@ def test_solvers_nest_in_each_other_and_around_solve_qp():
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute")  # Dynamo itself looks at what crosses a graph break
-def test_a_compiled_function_breaks_its_graph_here_and_stays_right():
+@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+def test_a_compiled_function_breaks_its_graph_here_and_stays_right(backend):
     def loss(theta):
         return 2 * root(lambda z, t: z.square() - t, torch.ones_like(theta), 1.0 * theta).value.sum()
 
     theta = torch.tensor([4.0, 9.0], dtype=torch.float64, requires_grad=True)
-    value = torch.compile(loss, backend="eager")(theta)
+    value = torch.compile(loss, backend=backend)(theta)
     (g,) = torch.autograd.grad(value, theta)
     assert value.item() == pytest.approx(10.0) and g.tolist() == pytest.approx([0.5, 1 / 3])
     torch._dynamo.reset()
     with pytest.raises(Exception, match="disable"):
-        torch.compile(loss, backend="eager", fullgraph=True)(theta)
+        torch.compile(loss, backend=backend, fullgraph=True)(theta)
