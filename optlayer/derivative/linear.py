@@ -11,7 +11,18 @@ from torch.autograd import Function
 
 from .. import ops
 from ..status import Status
-from .tracing import Zeros, apply, forward_mode, full_precision, primals, recording, refuse_tangents, run, save
+from .tracing import (
+    Zeros,
+    apply,
+    forward_mode,
+    full_precision,
+    in_graph,
+    primals,
+    recording,
+    refuse_tangents,
+    run,
+    save,
+)
 from .variation import add, pull, push, summed
 
 
@@ -68,6 +79,7 @@ class Linear(Function):
         return ops.map_batch(linear, (2, 2, 2, 1, 1, 1, 0, 1, 1, 1, 1), in_dims, args)
 
 
+@in_graph
 def linear(
     P: Tensor | None,
     G: Tensor | None,
@@ -92,9 +104,6 @@ def linear(
     recorded = torch.compiler.is_compiling() or recording((P, G, A, rx, ry, rz, r_box))
     u: tuple[Tensor, Tensor, Tensor, Tensor] = apply(Linear, *args) if recorded else Linear.forward(*args)
     return u
-
-
-torch.compiler.allow_in_graph(linear)  # Dynamo refuses to look into a Function that has a jvp; behind this it need not
 
 
 def _bare_kkt_solve(*args: Any) -> Any:

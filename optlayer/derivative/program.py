@@ -19,6 +19,7 @@ from .tracing import (
     autocast_on,
     forward_mode,
     full_precision,
+    in_graph,
     primals,
     recording,
     refuse_tangents,
@@ -163,6 +164,7 @@ class Solution(Function):
         return ops.map_batch(Solution.apply, ops.QP_CORES, in_dims, args)
 
 
+@in_graph
 def _tracked_solve(*args: Any) -> tuple[Tensor, ...]:
     """`Solution`, written into a compiled graph as one call.
 
@@ -175,9 +177,6 @@ def _tracked_solve(*args: Any) -> tuple[Tensor, ...]:
         tensors = tuple(t.float() if t is not None and t.dtype in half else t for t in tensors)
     out: tuple[Tensor, ...] = apply(Solution, *tensors, *args[12:-1], args[-1] and recording(tensors[:8]))
     return out
-
-
-torch.compiler.allow_in_graph(_tracked_solve)
 
 
 def solve(

@@ -7,6 +7,7 @@ These helpers hold every use of a private name of torch in this library.
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, TypeVar
 
@@ -151,9 +152,41 @@ def forward_mode() -> contextlib.AbstractContextManager[Any]:
     return forward_ad._set_fwd_grad_enabled(True)
 
 
+def in_graph(function: Entry) -> Entry:
+    """A function that Dynamo writes into its graph as one call, as it refuses to look into a Function that has a jvp.
+
+    torch.compiler.allow_in_graph says so, but to import Dynamo takes longer than everything else here; so it is told
+    when it first comes by.  It runs `_tell_dynamo` while it traces, before it looks at `function`.
+    """
+    _IN_GRAPH.append(function)
+
+    @functools.wraps(function)
+    def entry(*args: Any) -> Any:
+        if torch.compiler.is_compiling():
+            _tell_dynamo()
+        return function(*args)
+
+    return entry  # type: ignore[return-value]
+
+
+_IN_GRAPH: list[Callable[..., Any]] = []
+
+
+def _tell_dynamo() -> bool:
+    for function in _IN_GRAPH:
+        torch.compiler.allow_in_graph(function)
+    return True
+
+
+_tell_dynamo._dynamo_marked_constant = True  # type: ignore[attr-defined]  # what torch.compiler.assume_constant_result sets
+
+
 def eager(function: Entry) -> Entry:
-    """A function that Dynamo calls as it is, for its arguments are functions, which no graph takes."""
-    entry: Entry = torch.compiler.disable(function)
+    """A function that Dynamo calls as it is, for its arguments are functions, which no graph takes.
+
+    This is torch.compiler.disable, but Dynamo is imported by the first call.
+    """
+    entry: Entry = torch._compile._disable_dynamo(function)  # type: ignore[assignment]
     return entry
 
 

@@ -43,6 +43,7 @@ from ..derivative.tracing import (
     below_autograd,
     forward_mode,
     full_precision,
+    in_graph,
     primals,
     recording,
     refuse_tangents,
@@ -151,6 +152,7 @@ class Softmax(Function):
         return ops.map_batch(Softmax.apply, CORES, in_dims, args)
 
 
+@in_graph
 def _tracked_solve(theta: Tensor, temperature: Tensor, upper: Tensor | None, *options: Any) -> tuple[Tensor, ...]:
     """`Softmax` as one call of a compiled graph: Dynamo refuses to look into a Function that has a jvp."""
     tensors: tuple[Tensor | None, ...] = (theta, temperature, upper)
@@ -159,9 +161,6 @@ def _tracked_solve(theta: Tensor, temperature: Tensor, upper: Tensor | None, *op
         tensors = tuple(t.float() if t is not None and t.dtype in half else t for t in tensors)
     out: tuple[Tensor, ...] = Softmax.apply(*tensors, *options)  # type: ignore[no-untyped-call]
     return out
-
-
-torch.compiler.allow_in_graph(_tracked_solve)
 
 
 def solve(theta: Tensor, temperature: Tensor, upper: Tensor | None, eps: float, max_iter: int, on_failure: str) -> Raw:

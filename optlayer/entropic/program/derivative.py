@@ -38,6 +38,7 @@ from ...derivative.tracing import (
     below_autograd,
     forward_mode,
     full_precision,
+    in_graph,
     primals,
     recording,
     refuse_tangents,
@@ -179,6 +180,7 @@ class Linear(Function):
         return ops.map_batch(linear, (2, 2, 2, 1, 1, 1, 0, 1, 1, 1, 1), in_dims, args)
 
 
+@in_graph
 def linear(*args: Any) -> Five:
     """(u_x, u_y, u_z, u_box, t) with K u = r and t = diag(e) u_x, differentiable in P, G, A, log e and r.
 
@@ -188,9 +190,6 @@ def linear(*args: Any) -> Five:
     recorded = torch.compiler.is_compiling() or recording((*args[:4], *args[7:]))
     u: Five = apply(Linear, *args) if recorded else Linear.forward(*args)
     return u
-
-
-torch.compiler.allow_in_graph(linear)  # Dynamo refuses to look into a Function that has a jvp; behind this it need not
 
 
 class Program(Function):
@@ -295,6 +294,7 @@ def _gradients(
     return w, (ux, uy, uz), vectors
 
 
+@in_graph
 def _tracked_solve(*args: Any) -> tuple[Tensor, ...]:
     """`Program`, written into a compiled graph as one call: Dynamo refuses to look into a Function that has a jvp."""
     tensors = args[:9]
@@ -303,9 +303,6 @@ def _tracked_solve(*args: Any) -> tuple[Tensor, ...]:
         tensors = tuple(t.float() if t is not None and t.dtype in half else t for t in tensors)
     out: tuple[Tensor, ...] = apply(Program, *tensors, *args[9:-1], args[-1] and recording(tensors))
     return out
-
-
-torch.compiler.allow_in_graph(_tracked_solve)
 
 
 def solve(*args: Any) -> Raw:
