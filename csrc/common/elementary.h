@@ -38,7 +38,7 @@ OPTLAYER_INLINE V polynomial(const double (&c)[N], V x) {
 template <int W>
 OPTLAYER_INLINE Pack<double, W> two_to(Pack<double, W> shifted) {
   using Bits = typename Vector<double, W>::Bits;
-  return {(typename Pack<double, W>::Raw)(((Bits)shifted.v + 1023) << 52)};
+  return {(typename Pack<double, W>::Raw)((((Bits)shifted.v & 0xfff) + 1023) << 52)};  // without an overflow, of NaN too
 }
 
 template <int W>
@@ -67,8 +67,8 @@ OPTLAYER_INLINE Pack<double, W> logarithm(Pack<double, W> a) {
   constexpr double R[] = {0.6666666666666731,  0.3999999999943656,  0.28571428738249255, 0.2222219894812282,
                           0.18183546710709236, 0.15314464624478463, 0.14792098252221494};
   constexpr int64_t ROOT_HALF = 0x3fe6a09e667f3bcdll, ONE = 0x3ff0000000000000ll, MANTISSA = 0x000fffffffffffffll;
-  const Mask<V> small = a < V(2.2250738585072014e-308);
-  const Bits moved = (Bits)select(small, a * V(18014398509481984.0), a).v + (ONE - ROOT_HALF);
+  const Mask<V> small = a < V(2.2250738585072014e-308), finite = a < V(INFINITY);
+  const Bits moved = (Bits)select(finite, select(small, a * V(18014398509481984.0), a), V(1)).v + (ONE - ROOT_HALF);
   const V exponent = V((Raw)((moved >> 52) | 0x4330000000000000ll)) - V(4503599627370496.0 + 1023);
   const V k = exponent - select(small, V(54), V(0));
   const V f = V((Raw)((moved & MANTISSA) + ROOT_HALF)) - V(1), s = f / (V(2) + f), half = V(0.5) * f * f;
@@ -76,7 +76,7 @@ OPTLAYER_INLINE Pack<double, W> logarithm(Pack<double, W> a) {
   V low = k * V(LOG_2_LOW);
   add_product(low, s, half + z * polynomial(R, z));
   V result = k * V(LOG_2_HIGH) - ((half - low) - f);
-  result = select(a < V(INFINITY), result, a);  // infinity and NaN
+  result = select(finite, result, a);  // infinity and NaN
   return select(a > V(0), result, select(a == V(0), V(-INFINITY), V(NAN)));
 }
 
