@@ -54,6 +54,11 @@ struct Processor {
     });
   }
 
+  static void kkt_pull(const Place& place, const KktCall& system, const PullCall& gradients) {
+    if (system.B > 0) kkt(place, system);
+    pull(place, gradients);
+  }
+
   static void pull(const Place&, const PullCall& call) {
     const int64_t rows[] = {call.n, call.m, call.p}, entries = (rows[0] + rows[1] + rows[2]) * call.n;
     if (!call.sum_P && !call.sum_G && !call.sum_A) {
@@ -110,5 +115,6 @@ STABLE_TORCH_LIBRARY_IMPL(optlayer_native, CPU, m) {
   m.impl("kkt_solve", TORCH_BOX(&optlayer::kkt_solve<optlayer::Processor>));
   m.impl("pull", TORCH_BOX(&optlayer::pull<optlayer::Processor>));
   m.impl("entropic_qp", TORCH_BOX(&optlayer::entropic::qp<optlayer::Processor>));
+  m.impl("kkt_pull", TORCH_BOX(&optlayer::kkt_pull<optlayer::Processor>));
 }
 STABLE_TORCH_LIBRARY_IMPL(optlayer_native, CompositeExplicitAutograd, m) { m.impl("info", TORCH_BOX(&optlayer::info)); }

@@ -6,6 +6,7 @@
 //     solve(place, call)   returns how many elements it leaves UNSOLVED, or -1 where it does not know yet
 //     kkt(place, call)
 //     pull(place, call)
+//     kkt_pull(place, call, call)
 #pragma once
 
 #include <tuple>
@@ -92,9 +93,12 @@ auto qp(Optional P, Tensor q, Optional G, Optional h, Optional A, Optional b, Op
   return std::tuple_cat(as_tuple(out, std::make_index_sequence<13>()), std::make_tuple(unsolved));
 }
 
-template <class Machine>
-std::tuple<Tensor, Tensor, Tensor, Tensor> kkt_solve(Optional P, Optional G, Optional A, Tensor state, Tensor factor,
-                                                     Tensor index, Tensor rx, Tensor ry, Tensor rz, Tensor r_box) {
+// The arguments of kkt_solve, and run(place, batch, call, u) while they are there.
+template <class Machine, class Run>
+std::tuple<Tensor, Tensor, Tensor, Tensor> with_kkt(const Optional& P, const Optional& G, const Optional& A,
+                                                    const Tensor& state, const Tensor& factor, const Tensor& index,
+                                                    const Tensor& rx, const Tensor& ry, const Tensor& rz,
+                                                    const Tensor& r_box, Run run) {
   const Place place = Machine::place(rx);
   Batch batch;
   for (const Tensor* t : {&state, &rx, &ry, &rz, &r_box}) batch.join(*t, 1);
@@ -125,11 +129,37 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> kkt_solve(Optional P, Optional G, Opt
   call.rx = vectors.columns(rx, n, extra, "rx"), call.ry = vectors.columns(ry, p, extra, "ry");
   call.rz = vectors.columns(rz, m, extra, "rz"), call.r_box = vectors.columns(r_box, n, extra, "r_box");
 
-  Tensor ux = make(place, batch, n, type), uy = make(place, batch, p, type), uz = make(place, batch, m, type), u_box = make(place, batch, n, type);
-  call.ux = ux.mutable_data_ptr(), call.uy = uy.mutable_data_ptr();
-  call.uz = uz.mutable_data_ptr(), call.u_box = u_box.mutable_data_ptr();
-  if (call.B > 0 && call.R > 0) Machine::kkt(place, call);
-  return {ux, uy, uz, u_box};
+  std::tuple<Tensor, Tensor, Tensor, Tensor> u = {make(place, batch, n, type), make(place, batch, p, type),
+                                                  make(place, batch, m, type), make(place, batch, n, type)};
+  call.ux = std::get<0>(u).mutable_data_ptr(), call.uy = std::get<1>(u).mutable_data_ptr();
+  call.uz = std::get<2>(u).mutable_data_ptr(), call.u_box = std::get<3>(u).mutable_data_ptr();
+  run(place, batch, call, u);
+  return u;
+}
+
+template <class Machine>
+std::tuple<Tensor, Tensor, Tensor, Tensor> kkt_solve(Optional P, Optional G, Optional A, Tensor state, Tensor factor,
+                                                     Tensor index, Tensor rx, Tensor ry, Tensor rz, Tensor r_box) {
+  return with_kkt<Machine>(P, G, A, state, factor, index, rx, ry, rz, r_box,
+                           [](const Place& place, const Batch&, const KktCall& call, const auto&) {
+                             if (call.B > 0 && call.R > 0) Machine::kkt(place, call);
+                           });
+}
+
+// Tensors for the gradients of P, G and A (0 not wanted, 1 of each element, 2 their sum), told to the call.
+inline std::tuple<Tensor, Tensor, Tensor> gradients(const Place& place, const Batch& batch, ScalarType type,
+                                                    const int64_t (&want)[3], PullCall& call) {
+  const int64_t rows[] = {call.n, call.m, call.p};
+  void** to[] = {&call.dP, &call.dG, &call.dA};
+  call.sum_P = want[0] == 2, call.sum_G = want[1] == 2, call.sum_A = want[2] == 2;
+  Tensor out[3];
+  for (int i = 0; i < 3; i++) {
+    Batch shape = want[i] == 1 ? batch : Batch();
+    if (want[i] != 0) shape.size[shape.rank++] = rows[i];
+    out[i] = make(place, shape, want[i] != 0 ? call.n : 0, type);
+    if (want[i] != 0) *to[i] = out[i].mutable_data_ptr();
+  }
+  return {out[0], out[1], out[2]};
 }
 
 template <class Machine>
@@ -147,19 +177,31 @@ std::tuple<Tensor, Tensor, Tensor> pull(Tensor x, Tensor y, Tensor z, Tensor ux,
   Reader reader(place, batch, type);
   call.wx = reader.vector(x, n, "x"), call.wy = reader.vector(y, p, "y"), call.wz = reader.vector(z, m, "z");
   call.ux = reader.vector(ux, n, "ux"), call.uy = reader.vector(uy, p, "uy"), call.uz = reader.vector(uz, m, "uz");
-  call.sum_P = P == 2, call.sum_G = G == 2, call.sum_A = A == 2;
-
-  const int64_t want[] = {P, G, A}, rows[] = {n, m, p};
-  void** to[] = {&call.dP, &call.dG, &call.dA};
-  Tensor out[3];
-  for (int i = 0; i < 3; i++) {
-    Batch shape = want[i] == 1 ? batch : Batch();
-    if (want[i] != 0) shape.size[shape.rank++] = rows[i];
-    out[i] = make(place, shape, want[i] != 0 ? n : 0, type);
-    if (want[i] != 0) *to[i] = out[i].mutable_data_ptr();
-  }
+  std::tuple<Tensor, Tensor, Tensor> out = gradients(place, batch, type, {P, G, A}, call);
   Machine::pull(place, call);
-  return {out[0], out[1], out[2]};
+  return out;
+}
+
+// kkt_solve for one right-hand side an element, and pull with what it finds.
+template <class Machine>
+auto kkt_pull(Optional P, Optional G, Optional A, Tensor state, Tensor factor, Tensor index, Tensor rx, Tensor ry,
+              Tensor rz, Tensor r_box, Tensor x, Optional y, Optional z, int64_t dP, int64_t dG, int64_t dA) {
+  std::tuple<Tensor, Tensor, Tensor> out;
+  const auto run = [&](const Place& place, const Batch& batch, const KktCall& kkt, const auto& u) {
+    STD_TORCH_CHECK(batch.rank == state.dim() - 1, "there are more right-hand sides than one for an element");
+    STD_TORCH_CHECK((dG == 0 || z.has_value()) && (dA == 0 || y.has_value()), "y or z is absent");
+    PullCall call;
+    call.B = kkt.B, call.n = kkt.n, call.m = kkt.m, call.p = kkt.p, call.single = kkt.single;
+    Reader reader(place, batch, float_type(rx));
+    call.wx = reader.vector(x, call.n, "x"), call.wy = reader.vector(y, call.p, "y");
+    call.wz = reader.vector(z, call.m, "z");
+    call.ux = reader.vector(std::get<0>(u), call.n, "ux"), call.uy = reader.vector(std::get<1>(u), call.p, "uy");
+    call.uz = reader.vector(std::get<2>(u), call.m, "uz");
+    out = gradients(place, batch, float_type(rx), {dP, dG, dA}, call);
+    Machine::kkt_pull(place, kkt, call);
+  };
+  auto u = with_kkt<Machine>(P, G, A, state, factor, index, rx, ry, rz, r_box, run);
+  return std::tuple_cat(std::move(u), std::move(out));
 }
 
 }  // namespace optlayer

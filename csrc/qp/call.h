@@ -96,6 +96,12 @@ struct PullCall {
   void *dP = nullptr, *dG = nullptr, *dA = nullptr;  // null: not wanted
 };
 
+// Both at once, for gradients of each element and one right-hand side.
+struct BackwardCall : KktCall {
+  Input wx, wy, wz;
+  void *dP = nullptr, *dG = nullptr, *dA = nullptr;  // null: not wanted
+};
+
 // The kernels for problems one by one, or for as many of them side by side as a register holds. Elements [begin, end)
 // are worked on by one thread with a workspace of its own, 64-byte aligned and of the size told.
 struct Kernels {

@@ -98,6 +98,29 @@ def _pull(
     return pull([None if t is None else torch.where(failed, 0, t) for t in w], u, shapes, wanted)
 
 
+def _adjoint_solve_and_pull(
+    system: Sequence[Any],
+    s: Tensor,
+    cotangents: Sequence[Tensor | None],
+    zeros: Zeros,
+    w: Sequence[Tensor | None],
+    shapes: Sequence[Size | None],
+    wanted: Sequence[bool],
+) -> tuple[tuple[Tensor, ...], Sequence[Tensor | None]]:
+    """`_adjoint_solve` and then `_pull` where a gradient is wanted: one operator where s has no cotangent."""
+    if not any(wanted):
+        return _adjoint_solve(system, s, cotangents, zeros), (None, None, None)
+    *arrays, status, backend = system
+    if cotangents[4] is None:
+        r = zeros.fill(cotangents[:4])
+        if unwatched((*arrays, *r, *w), constant=True):
+            found = choose.kkt_pull(arrays, r, w, shapes, wanted, backend)
+            if found is not None:
+                return found
+    u = _adjoint_solve(system, s, cotangents, zeros)
+    return u, _pull(w, u[:3], status, shapes, wanted, backend)
+
+
 class Solution(Function):
     """The operator ``optlayer::qp`` with its derivative."""
 
@@ -125,11 +148,10 @@ class Solution(Function):
         P, q, G, h, A, b, lb, ub = ctx.shapes
         wants = ctx.needs_input_grad
         with full_precision(ctx.zeros.device.type):
-            ux, uy, uz, u_box = _adjoint_solve([*system, ctx.backend], s, cotangents[:5], ctx.zeros)
-            dP = dG = dA = None
-            if wants[0] or wants[2] or wants[4]:
-                w, u, shapes, matrices = (x, y, z), (ux, uy, uz), (P, G, A), (wants[0], wants[2], wants[4])
-                dP, dG, dA = _pull(w, u, system[6], shapes, matrices, ctx.backend)
+            matrices = (wants[0], wants[2], wants[4])
+            (ux, uy, uz, u_box), (dP, dG, dA) = _adjoint_solve_and_pull(
+                [*system, ctx.backend], s, cotangents[:5], ctx.zeros, (x, y, z), (P, G, A), matrices
+            )
             return (
                 *(dP, summed(-ux, q, True) if wants[1] else None, dG, summed(uz, h, wants[3])),
                 *(dA, summed(uy, b, wants[5])),

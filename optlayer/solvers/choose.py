@@ -318,7 +318,39 @@ def pull(
     (x, y, z), (ux, uy, uz) = w, u
     if not _native(backend, ux, uy.shape[-1] + uz.shape[-1]):
         return None
-    batch = ux.shape[:-1]
+    kinds = _kinds(ux.shape[:-1], shapes, wanted)
+    if kinds is None:
+        return None
+    y, z = uy if y is None else y, uz if z is None else z  # not read where it is absent
+    return _shaped(native.pull(x, y, z, ux, uy, uz, *kinds), shapes, kinds)
+
+
+def kkt_pull(
+    system: Sequence[Tensor | None],
+    r: Sequence[Tensor],
+    w: Sequence[Tensor | None],
+    shapes: Sequence[torch.Size | None],
+    wanted: Sequence[bool],
+    backend: str,
+) -> tuple[tuple[Tensor, ...], list[Tensor | None]] | None:
+    """u = K^-1 r and `pull` with it, by one operator of the compiled engine.
+
+    Args: `system`, P, G, A, state, factor and index; `r`, one right-hand side for each element of the batch.
+    Returns: (u_x, u_y, u_z, u_box) and the gradients; None as `pull` does.
+    """
+    own = ops.engines["kkt_solve"] is _kkt_solve  # else the state is that of an engine registered later
+    if not own or not _native(backend, r[0], r[1].shape[-1] + r[2].shape[-1]):
+        return None
+    batch = system[3].shape[:-1]  # type: ignore[union-attr]
+    kinds = _kinds(batch, shapes, wanted)
+    if kinds is None or any(t.dim() > 1 and t.shape[:-1] != batch for t in r):
+        return None
+    found = native.kkt_pull(*system, *r, *w, *kinds)
+    return found[:4], _shaped(found[4:], shapes, kinds)
+
+
+def _kinds(batch: torch.Size, shapes: Sequence[torch.Size | None], wanted: Sequence[bool]) -> list[int] | None:
+    """What the engine's `pull` is asked for; None where it cannot."""
     kinds = []
     for shape, want in zip(shapes, wanted, strict=True):
         if shape is None or not want:
@@ -329,11 +361,16 @@ def pull(
             kinds.append(2)
         else:
             return None
-    y, z = uy if y is None else y, uz if z is None else z  # not read where it is absent
-    found = native.pull(x, y, z, ux, uy, uz, *kinds)
+    return kinds
+
+
+def _shaped(
+    found: Sequence[Tensor], shapes: Sequence[torch.Size | None], kinds: Sequence[int]
+) -> list[Tensor | None]:
+    """The gradients that the engine's `pull` returns, in the shapes of P, G and A."""
     return [
-        None if shape is None or not want else t if t.shape == shape else t.reshape(shape)
-        for t, shape, want in zip(found, shapes, wanted, strict=True)
+        None if shape is None or not kind else t if t.shape == shape else t.reshape(shape)
+        for t, shape, kind in zip(found, shapes, kinds, strict=True)
     ]
 
 

@@ -172,6 +172,13 @@ def pull(*arguments: Any) -> tuple[Tensor, ...]:
     return gradients
 
 
+def kkt_pull(*arguments: Any) -> tuple[Tensor, ...]:
+    """`kkt_solve` for one right-hand side an element, then `pull`: P, G, A, state, factor, index, the right-hand side,
+    x, y, z (of which y and z may be None) and what is wanted of P, G and A."""
+    found: tuple[Tensor, ...] = _kkt_pull(*arguments)
+    return found
+
+
 # ---- fake kernels ----------------------------------------------------------------------------------------------------
 
 
@@ -196,10 +203,18 @@ def _pull_fake(
     return tuple(x.new_empty(shape) for shape in shapes)
 
 
+def _kkt_pull_fake(*arguments: Any) -> tuple[Tensor, ...]:
+    u, x, (y, z), wanted = _kkt_solve_fake(*arguments[:10]), arguments[10], arguments[11:13], arguments[13:]
+    ux, uy, uz, _ = u
+    return *u, *_pull_fake(x, uy if y is None else y, uz if z is None else z, ux, uy, uz, *wanted)
+
+
 if isinstance(_loaded, Build):
     _qp = torch.ops.optlayer_native.qp.default
     _kkt_solve = torch.ops.optlayer_native.kkt_solve.default
     _pull = torch.ops.optlayer_native.pull.default
+    _kkt_pull = torch.ops.optlayer_native.kkt_pull.default
     torch.library.register_fake("optlayer_native::qp", _qp_fake)
     torch.library.register_fake("optlayer_native::kkt_solve", _kkt_solve_fake)
     torch.library.register_fake("optlayer_native::pull", _pull_fake)
+    torch.library.register_fake("optlayer_native::kkt_pull", _kkt_pull_fake)

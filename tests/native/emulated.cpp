@@ -6,11 +6,15 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include <algorithm>
+#include <numeric>
+#include <random>
 #include <stdexcept>
 #include <string>
 #include <vector>
 
 #include "operators.h"
+#include "qp/cuda/gradients.h"
 #include "qp/cuda/work.h"
 #include "schemas.h"
 
@@ -29,6 +33,12 @@ uint64_t number(const char* variable, uint64_t otherwise) {
   return text == nullptr ? otherwise : strtoull(text, nullptr, 10);
 }
 
+// "FILE:LINE" of a barrier to leave out.
+std::string left_out() {
+  const char* text = getenv("OPTLAYER_LEFT_OUT");
+  return text == nullptr ? "" : text;
+}
+
 template <class Worker, class Call>
 void run(const Call& call) {
   Mapping to = mapping(GPU, TEAM, 64, call.B, need<Worker>(call));
@@ -36,7 +46,7 @@ void run(const Call& call) {
   emulator::Launch launch;
   launch.blocks = to.blocks, launch.threads = to.threads, launch.shared = to.fast;
   launch.seed = number("OPTLAYER_SEED", 1);
-  launch.left_out = (int64_t)number("OPTLAYER_LEFT_OUT", (uint64_t)-1);
+  launch.left_out_at = left_out();
   std::vector<double> memory(each / sizeof(double) * to.blocks * to.teams());
   memset(memory.data(), 0xff, memory.size() * sizeof(double));  // NaN
   unsigned long long counter = 0;
@@ -46,8 +56,28 @@ void run(const Call& call) {
   });
 }
 
+// The threads of a grid never meet: they run one after the other, the blocks in random order.
+template <class Work>
+void run_grid(const Work& work) {
+  const Grid grid = work.grid();
+  std::vector<uint64_t> blocks((size_t)grid.blocks[0] * grid.blocks[1]);
+  std::iota(blocks.begin(), blocks.end(), 0);
+  std::shuffle(blocks.begin(), blocks.end(), std::mt19937_64(number("OPTLAYER_SEED", 1)));
+  for (uint64_t block : blocks)
+    for (unsigned i = 0; i < grid.threads[1]; i++)
+      for (unsigned j = 0; j < grid.threads[0]; j++)
+        work(grid, {{(unsigned)(block % grid.blocks[0]), (unsigned)(block / grid.blocks[0])}, {j, i}});
+}
+
 struct Emulated {
-  static Place place(const Tensor&) { return {aoti_torch_device_type_cpu(), 0, tabulate_on_host}; }
+  static Place place(const Tensor&) { return {aoti_torch_device_type_cpu(), 0, tabulate}; }
+
+  static void tabulate(const Place&, const Batch& batch, const int64_t* strides, int64_t* offsets) {
+    Offsets table;
+    table.rank = (int)batch.rank, table.count = batch.count(), table.offsets = offsets;
+    for (int64_t d = 0; d < batch.rank; d++) table.size[d] = batch.size[d], table.stride[d] = strides[d];
+    run_grid(table);
+  }
 
   static int64_t solve(const Place&, const SolveCall& call) {
     run<Solver<double>>(call);
@@ -56,27 +86,17 @@ struct Emulated {
     return unsolved;
   }
 
-  static void kkt(const Place&, const KktCall& call) { run<Adjoint<double>>(call); }
+  static void kkt(const Place&, const KktCall& call) { run<Backward<double>>(BackwardCall{call, {}, {}, {}}); }
 
-  // No team works on these: as they are written.
   static void pull(const Place&, const PullCall& call) {
-    const auto gradient = [&](const Input& v, const Input& uv, int rows, double scale, bool sum, void* out) {
-      for (int64_t k = 0; out != nullptr && k < (int64_t)rows * call.n; k++) {
-        double total = 0;
-        for (int64_t e = 0; e < call.B; e++) {
-          const int64_t i = k / call.n, j = k % call.n;
-          const auto read = [&](const Input& from, int64_t at) { return value(from.data, call.single, from.offset(e) + at); };
-          const auto solution = [&](const Input& from, int64_t at) { return finite(read(from, at)) ? read(from, at) : 0; };
-          const double term = -scale * (solution(v, i) * read(call.ux, j) + read(uv, i) * solution(call.wx, j));
-          if (!sum) assign(out, call.single, e * rows * call.n + k, term);
-          total += term;
-        }
-        if (sum) assign(out, call.single, k, total);
-      }
-    };
-    gradient(call.wx, call.ux, call.n, 0.5, call.sum_P, call.dP);
-    gradient(call.wz, call.uz, call.m, 1, call.sum_G, call.dG);
-    gradient(call.wy, call.uy, call.p, 1, call.sum_A, call.dA);
+    std::vector<double> partial(pull_partial(call), NAN);
+    pull_in_grids(call, partial.data(), [](const auto& work) { run_grid(work); });
+  }
+
+  static void kkt_pull(const Place&, const KktCall& system, const PullCall& gradients) {
+    const auto [each, sums] = shares(system, gradients);
+    if (each.B > 0) run<Backward<double>>(each);
+    pull(place(Tensor()), sums);
   }
 };
 
@@ -89,5 +109,6 @@ STABLE_TORCH_LIBRARY_IMPL(optlayer_native, CPU, m) {
   m.impl("qp", TORCH_BOX(&optlayer::qp<optlayer::Emulated>));
   m.impl("kkt_solve", TORCH_BOX(&optlayer::kkt_solve<optlayer::Emulated>));
   m.impl("pull", TORCH_BOX(&optlayer::pull<optlayer::Emulated>));
+  m.impl("kkt_pull", TORCH_BOX(&optlayer::kkt_pull<optlayer::Emulated>));
 }
 STABLE_TORCH_LIBRARY_IMPL(optlayer_native, CompositeExplicitAutograd, m) { m.impl("info", TORCH_BOX(&optlayer::info)); }

@@ -14,6 +14,7 @@
 #include <random>
 #include <stdexcept>
 #include <string>
+#include <unordered_map>
 #include <vector>
 
 // ThreadSanitizer's, where the program is linked with it.
@@ -60,6 +61,8 @@ void change(Place& from, Place& to) {
   setcontext(&to.context);
 }
 
+std::string at(const char* file, int line) { return std::string(file) + ":" + std::to_string(line); }
+
 struct Thread {
   Place place;
   char* stack = nullptr;
@@ -89,6 +92,25 @@ struct Block {
 };
 Block here;
 
+// A barrier of the source: how often it has been met, and whether this launch leaves it out.
+struct Site {
+  std::string name;
+  int64_t met = 0;
+  bool left_out = false;
+};
+std::unordered_map<uint64_t, Site> sites;
+
+Site& site(const char* file, int line) {
+  const auto [found, made] = sites.try_emplace((uint64_t)(uintptr_t)file << 16 ^ (uint64_t)line);
+  Site& to = found->second;
+  if (made) {
+    const char* inside = strstr(file, "csrc/");
+    to.name = at(inside == nullptr ? file : inside + 5, line);
+    to.left_out = to.name == here.launch.left_out_at;
+  }
+  return to;
+}
+
 void leave() { change(here.threads[here.current].place, here.scheduler); }
 
 void run_thread() {
@@ -98,8 +120,6 @@ void run_thread() {
   here.threads[here.current].ended = true;
   leave();
 }
-
-std::string at(const char* file, int line) { return std::string(file) + ":" + std::to_string(line); }
 
 void wait(int first, int count, const char* file, int line) {
   Meeting& meeting = here.meetings[first];
@@ -157,6 +177,7 @@ void run_block(std::mt19937_64& random) {
 
 int64_t launch(const Launch& launch, const std::function<void()>& body) {
   here.launch = launch, here.body = &body, here.mistake.clear();
+  for (auto& [key, site] : sites) site.left_out = site.name == launch.left_out_at;
   while ((int)here.threads.size() < launch.threads) {
     here.threads.emplace_back();
     here.threads.back().stack = static_cast<char*>(
@@ -178,13 +199,21 @@ int64_t launch(const Launch& launch, const std::function<void()>& body) {
   return most;
 }
 
+std::map<std::string, int64_t> barriers() {
+  std::map<std::string, int64_t> all;
+  for (const auto& [key, site] : sites) all[site.name] += site.met;
+  return all;
+}
+
 int thread() { return here.current; }
 int threads() { return here.launch.threads; }
 int block() { return here.number; }
 void* shared() { return here.shared; }
 
 void meet(int first, int count, const char* file, int line) {
-  if (here.threads[here.current].meetings++ == here.launch.left_out) return;
+  Site& barrier = site(file, line);
+  barrier.met++;
+  if (here.threads[here.current].meetings++ == here.launch.left_out || barrier.left_out) return;
   release(&here.meetings[first]);
   wait(first, count, file, line);
   acquire(&here.meetings[first]);

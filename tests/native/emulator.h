@@ -14,6 +14,8 @@
 #include <stdint.h>
 
 #include <functional>
+#include <map>
+#include <string>
 
 namespace optlayer {
 namespace emulator {
@@ -24,6 +26,7 @@ struct Launch {
   size_t shared = 0;        // bytes of a block's shared memory
   uint64_t seed = 0;        // of the schedule
   int64_t left_out = -1;    // the barrier, counted by each thread, that is left out: a planted mistake
+  std::string left_out_at;  // or "FILE:LINE", the file told from csrc on, of one that always is
 };
 
 // Every thread of every block runs the body. Throws std::logic_error with a report where threads cannot meet; returns
@@ -39,6 +42,9 @@ void* shared();  // 64-byte aligned
 
 // A barrier of the threads [first, first + count), which includes this one.
 void meet(int first, int count, const char* file, int line);
+
+// How often each barrier of the source, "FILE:LINE", has been met by a thread, over all launches.
+std::map<std::string, int64_t> barriers();
 
 // Threads [first, first + count) show a value each; returns that of thread `source`. Orders no memory.
 uint64_t exchange(uint64_t mine, int source, int first, int count, const char* file, int line);

@@ -40,7 +40,7 @@ static Kernel<Call> kernel() {
 
 const TeamEngine* OPTLAYER_JOIN(team_engine_, OPTLAYER_TEAM)() {
   using namespace OPTLAYER_ISA;
-  static const TeamEngine engine = {TEAM, kernel<Solver<double>, SolveCall>(), kernel<Adjoint<double>, KktCall>()};
+  static const TeamEngine engine = {TEAM, kernel<Solver<double>, SolveCall>(), kernel<Backward<double>, BackwardCall>()};
   return &engine;
 }
 

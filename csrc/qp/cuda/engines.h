@@ -5,7 +5,7 @@
 
 #include <cuda_runtime_api.h>
 
-#include "../call.h"
+#include "gradients.h"
 #include "mapping.h"
 
 namespace optlayer {
@@ -30,7 +30,7 @@ struct Kernel {
 struct TeamEngine {
   int team;
   Kernel<SolveCall> solve;
-  Kernel<KktCall> kkt;
+  Kernel<BackwardCall> kkt;
 };
 
 const TeamEngine* team_engine_1();
@@ -38,15 +38,8 @@ const TeamEngine* team_engine_8();
 const TeamEngine* team_engine_32();
 const TeamEngine* team_engine_128();
 
-// The gradients of the matrices. `partial` has room for pull_partial(call) float64 numbers.
-int64_t pull_partial(const PullCall& call);
+// The kernels of gradients.h. `partial` has room for pull_partial(call) float64 numbers.
 cudaError_t pull(const PullCall& call, double* partial, cudaStream_t stream);
-
-// offsets[e] for element e of a batch with these sizes and strides.
-struct Dimensions {
-  int rank = 0;
-  int64_t size[64], stride[64];
-};
-cudaError_t tabulate(const Dimensions& dimensions, int64_t count, int64_t* offsets, cudaStream_t stream);
+cudaError_t tabulate(const Offsets& offsets, cudaStream_t stream);
 
 }  // namespace optlayer

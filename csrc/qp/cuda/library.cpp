@@ -10,8 +10,10 @@
 #include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/library.h>
 
+#include <map>
 #include <mutex>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "../../operators.h"
@@ -36,31 +38,52 @@ cudaStream_t current_stream(int32_t device) {
   return static_cast<cudaStream_t>(stream);
 }
 
-struct Device {
-  bool known = false;
-  Limits limits;
-};
-
+// What a device has, asked once.
 const Limits& limits_of(int32_t device) {
   static std::mutex mutex;
-  static std::vector<Device> devices(1024);
+  static std::map<int32_t, Limits> known;
   const std::lock_guard<std::mutex> lock(mutex);
-  Device& found = devices.at((size_t)device);
-  if (found.known) return found.limits;
+  const auto found = known.find(device);
+  if (found != known.end()) return found->second;
   const auto ask = [&](cudaDeviceAttr attribute) {
     int value = 0;
     check(cudaDeviceGetAttribute(&value, attribute, device), "the properties of the device");
     return value;
   };
-  Limits& to = found.limits;
-  to.processors = ask(cudaDevAttrMultiProcessorCount);
-  to.threads = ask(cudaDevAttrMaxThreadsPerMultiProcessor);
-  to.shared = (size_t)ask(cudaDevAttrMaxSharedMemoryPerMultiprocessor);
-  to.shared_block = (size_t)ask(cudaDevAttrMaxSharedMemoryPerBlockOptin);
-  to.reserved = (size_t)ask(cudaDevAttrReservedSharedMemoryPerBlock);
-  to.registers = ask(cudaDevAttrMaxRegistersPerMultiprocessor);
-  found.known = true;
-  return to;
+  Limits limits;
+  limits.processors = ask(cudaDevAttrMultiProcessorCount);
+  limits.threads = ask(cudaDevAttrMaxThreadsPerMultiProcessor);
+  limits.shared = (size_t)ask(cudaDevAttrMaxSharedMemoryPerMultiprocessor);
+  limits.shared_block = (size_t)ask(cudaDevAttrMaxSharedMemoryPerBlockOptin);
+  limits.reserved = (size_t)ask(cudaDevAttrReservedSharedMemoryPerBlock);
+  limits.registers = ask(cudaDevAttrMaxRegistersPerMultiprocessor);
+  return known.emplace(device, limits).first->second;
+}
+
+// What a kernel of that device may have, without the fast memory that it declares itself; `registers` are those of a
+// thread. The first time the kernel is permitted all fast memory that there is.
+struct Allowed {
+  Limits limits;
+  int registers = 0;
+};
+const Allowed& prepared(int32_t device, int team, const void* function) {
+  const Limits& limits = limits_of(device);
+  static std::mutex mutex;
+  static std::map<std::pair<int32_t, const void*>, Allowed> known;
+  const std::lock_guard<std::mutex> lock(mutex);
+  const auto found = known.find({device, function});
+  if (found != known.end()) return found->second;
+  cudaFuncAttributes attributes;
+  check(cudaFuncGetAttributes(&attributes, function), "no kernel for this device");
+  Allowed to = {limits, attributes.numRegs};
+  to.limits.shared_block -= attributes.sharedSizeBytes;
+  to.limits.reserved += attributes.sharedSizeBytes;
+  const auto set = [&](cudaFuncAttribute attribute, int value) {
+    check(cudaFuncSetAttribute(function, attribute, value), "fast memory");
+  };
+  set(cudaFuncAttributeMaxDynamicSharedMemorySize, (int)to.limits.shared_block);
+  if (team > 1) set(cudaFuncAttributePreferredSharedMemoryCarveout, cudaSharedmemCarveoutMaxShared);
+  return known.emplace(std::make_pair(device, function), to).first->second;
 }
 
 const std::vector<const TeamEngine*>& team_engines() {
@@ -82,26 +105,12 @@ template <class Call>
 void run(const Place& place, const Call& call, int team, const Kernel<Call>& kernel) {
   const torch::stable::accelerator::DeviceGuard guard(place.index);
   const cudaStream_t stream = current_stream(place.index);
-  const Limits& limits = limits_of(place.index);
-  cudaFuncAttributes attributes;
-  check(cudaFuncGetAttributes(&attributes, kernel.function), "no kernel for this device");
-
-  Limits left = limits;  // without the fast memory that the kernel has for itself
-  left.shared_block = limits.shared_block - attributes.sharedSizeBytes;
-  left.reserved = limits.reserved + attributes.sharedSizeBytes;
+  const Allowed& allowed = prepared(place.index, team, kernel.function);
   Grounds grounds;
   Mapping& to = grounds.mapping;
-  to = mapping(left, team, attributes.numRegs, call.B, kernel.need(call));
+  to = mapping(allowed.limits, team, allowed.registers, call.B, kernel.need(call));
   grounds.slow = kernel.slow(call, to.room);
   bound(to, grounds.slow);
-  if (to.fast > 0) {
-    check(cudaFuncSetAttribute(kernel.function, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)limits.shared_block -
-                                                                                                (int)attributes.sharedSizeBytes),
-          "shared memory");
-    check(cudaFuncSetAttribute(kernel.function, cudaFuncAttributePreferredSharedMemoryCarveout,
-                               cudaSharedmemCarveoutMaxShared),
-          "shared memory");
-  }
   Batch numbers;  // the counter, on a cache line of its own, and the slow memory
   numbers.size[numbers.rank++] = 16 + (int64_t)(grounds.slow / sizeof(double)) * to.blocks * to.teams();
   Tensor memory = make(place, numbers, -1, ScalarType::Double);
@@ -120,10 +129,10 @@ struct Gpu {
 
   static void fill(const Place& place, const Batch& batch, const int64_t* strides, int64_t* offsets) {
     const torch::stable::accelerator::DeviceGuard guard(place.index);
-    Dimensions dimensions;
-    dimensions.rank = (int)batch.rank;
-    for (int64_t d = 0; d < batch.rank; d++) dimensions.size[d] = batch.size[d], dimensions.stride[d] = strides[d];
-    check(tabulate(dimensions, batch.count(), offsets, current_stream(place.index)), "offsets");
+    Offsets table;
+    table.rank = (int)batch.rank, table.count = batch.count(), table.offsets = offsets;
+    for (int64_t d = 0; d < batch.rank; d++) table.size[d] = batch.size[d], table.stride[d] = strides[d];
+    check(tabulate(table, current_stream(place.index)), "offsets");
   }
 
   static int64_t solve(const Place& place, const SolveCall& call) {
@@ -132,10 +141,7 @@ struct Gpu {
     return -1;
   }
 
-  static void kkt(const Place& place, const KktCall& call) {
-    const TeamEngine& use = team_engine(call.n, call.m + call.p);
-    run(place, call, use.team, use.kkt);
-  }
+  static void kkt(const Place& place, const KktCall& call) { backward(place, BackwardCall{call, {}, {}, {}}); }
 
   static void pull(const Place& place, const PullCall& call) {
     const torch::stable::accelerator::DeviceGuard guard(place.index);
@@ -144,6 +150,19 @@ struct Gpu {
     Tensor partial = make(place, numbers, -1, ScalarType::Double);
     check(optlayer::pull(call, static_cast<double*>(partial.mutable_data_ptr()), current_stream(place.index)),
           "the gradients");
+  }
+
+  // Gradients of single elements by the kernel that solves, sums by their own (backward.h).
+  static void kkt_pull(const Place& place, const KktCall& system, const PullCall& gradients) {
+    const auto [each, sums] = shares(system, gradients);
+    if (each.B > 0) backward(place, each);
+    if (sums.dP != nullptr || sums.dG != nullptr || sums.dA != nullptr) pull(place, sums);
+  }
+
+ private:
+  static void backward(const Place& place, const BackwardCall& call) {
+    const TeamEngine& use = team_engine(call.n, call.m + call.p);
+    run(place, call, use.team, use.kkt);
   }
 };
 
@@ -165,6 +184,7 @@ STABLE_TORCH_LIBRARY_IMPL(optlayer_native, CUDA, m) {
   m.impl("qp", TORCH_BOX(&optlayer::qp<optlayer::Gpu>));
   m.impl("kkt_solve", TORCH_BOX(&optlayer::kkt_solve<optlayer::Gpu>));
   m.impl("pull", TORCH_BOX(&optlayer::pull<optlayer::Gpu>));
+  m.impl("kkt_pull", TORCH_BOX(&optlayer::kkt_pull<optlayer::Gpu>));
 }
 STABLE_TORCH_LIBRARY_IMPL(optlayer_native, CompositeExplicitAutograd, m) {
   m.impl("cuda_info", TORCH_BOX(&optlayer::cuda_info));

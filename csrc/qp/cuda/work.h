@@ -3,8 +3,8 @@
 // costs nothing more, and nothing waits for the slowest one.
 #pragma once
 
-#include "../adjoint.h"
 #include "../solve.h"
+#include "backward.h"
 #include "mapping.h"
 
 namespace optlayer {
@@ -31,7 +31,7 @@ static size_t slow(const Call& call, const Room& room) {
   return (arena.used() + 127) / 128 * 128;
 }
 
-// `Worker` is a Solver or an Adjoint: it lays its workspace out once, and what the batch shares is set up once a team.
+// `Worker` is a Solver or a Backward: it lays its workspace out once, and what the batch shares is set up once a team.
 template <class Worker, class Call>
 OPTLAYER_METHOD void work(const Call& call, char* fast, char* slow, const Room& room, unsigned long long* counter) {
   Arena arena(fast, slow, room);
