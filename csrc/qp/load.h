@@ -66,6 +66,7 @@ OPTLAYER_FUNCTION Mask<V> load_matrices(const SolveCall& call, const Elements<V>
   load_matrix(call.G, call.single, elements, Q.m, n, ld, Q.C + (size_t)Q.p * ld);
   sync();
   const V sum = unsound(Q.P, n, n, ld) + unsound(Q.C, Q.r, n, ld);
+  sync();
   for (int i = 0; i < n; i++)
     for (int j = own(0); j < i; j += TEAM) Q.P[i * ld + j] = Q.P[j * ld + i] = V(0.5) * (Q.P[i * ld + j] + Q.P[j * ld + i]);
   sync();

@@ -85,6 +85,7 @@ OPTLAYER_FUNCTION bool equilibrate(Program<V>& Q, bool with_q, V* most_P, V* col
   Mask<V> going = larger(spread(column, n), spread(row, r)) > V(ENOUGH);
   if (!any(going)) {
     Q.c *= cost_factor(Q, with_q, most_P);
+    sync();
     for (int j = own(0); j < n; j += TEAM) Q.D[j] = V(1);
     sync();
     Q.c = power_of_two(Q.c);

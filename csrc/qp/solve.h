@@ -148,6 +148,7 @@ struct Solver {
   OPTLAYER_METHOD Mask<V> is_convex() {
     Split<V>& scratch = interior.newton.split;
     V most(0);
+    sync();
     for (int i = own(0); i < Q.n; i += TEAM)
       for (int j = 0; j <= i; j++) {
         const V entry = Q.P[i * Q.ld + j] / (Q.c * Q.D[i] * Q.D[j]);

@@ -364,9 +364,7 @@ def _kinds(batch: torch.Size, shapes: Sequence[torch.Size | None], wanted: Seque
     return kinds
 
 
-def _shaped(
-    found: Sequence[Tensor], shapes: Sequence[torch.Size | None], kinds: Sequence[int]
-) -> list[Tensor | None]:
+def _shaped(found: Sequence[Tensor], shapes: Sequence[torch.Size | None], kinds: Sequence[int]) -> list[Tensor | None]:
     """The gradients that the engine's `pull` returns, in the shapes of P, G and A."""
     return [
         None if shape is None or not kind else t if t.shape == shape else t.reshape(shape)

@@ -41,10 +41,10 @@ TABLE = {
     ("Solver", 8): Resources(255, 2048, 256, 0),
     ("Solver", 32): Resources(255, 2048, 256, 0),
     ("Solver", 128): Resources(255, 2048, 256, 1024),
-    ("Adjoint", 1): Resources(255, 1024, 512, 0),
-    ("Adjoint", 8): Resources(255, 1024, 512, 0),
-    ("Adjoint", 32): Resources(255, 1024, 512, 0),
-    ("Adjoint", 128): Resources(255, 1024, 512, 1024),
+    ("Backward", 1): Resources(255, 1024, 512, 0),
+    ("Backward", 8): Resources(255, 1024, 512, 0),
+    ("Backward", 32): Resources(255, 1024, 512, 0),
+    ("Backward", 128): Resources(255, 1024, 512, 1024),
 }
 
 
@@ -64,7 +64,7 @@ def used(team: int) -> dict[str, Resources]:
     """What ptxas said about each kernel of a team."""
     found = {}
     for part in (FOLDER / f"engine_{team}.log").read_text().split("Compiling entry function")[1:]:
-        name = re.search(r"(Solver|Adjoint)Id", part)
+        name = re.search(r"(Solver|Backward)Id", part)
         assert name is not None
         most = {key: [int(n) for n in re.findall(rf"(\d+) {key}", part)] for key in ("bytes stack frame", "bytes smem")}
         (registers,) = (int(n) for n in re.findall(r"Used (\d+) registers", part))
@@ -86,7 +86,7 @@ def test_it_loads_where_there_is_no_gpu(library: Path) -> None:
         "import torch; from optlayer.solvers import native\n"
         f"torch.ops.load_library({str(library)!r})\n"
         "print(torch.ops.optlayer_native.cuda_info())\n"
-        "names = ('qp', 'kkt_solve', 'pull')\n"
+        "names = ('qp', 'kkt_solve', 'pull', 'kkt_pull')\n"
         "has = torch._C._dispatch_has_kernel_for_dispatch_key\n"
         "print(all(has(f'optlayer_native::{name}', 'CUDA') for name in names))"
     )

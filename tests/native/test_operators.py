@@ -69,7 +69,7 @@ def test_opcheck_of_kkt_pull(wanted: tuple[int, int, int]) -> None:
     torch.library.opcheck(torch.ops.optlayer_native.kkt_pull.default, (*system(program), *solved(program)[:3], *wanted))
 
 
-@pytest.mark.parametrize("batch", [(), (0,), (1,), (7,), (2, 3), (150,)], ids=str)
+@pytest.mark.parametrize("batch", [(), (0,), (1,), (7,), (2, 3), (20,)], ids=str)
 @pytest.mark.parametrize("wanted", [(0, 1, 2), (1, 1, 1), (2, 2, 2), (1, 0, 0)], ids=str)
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
 def test_kkt_pull_is_kkt_solve_and_pull(
@@ -89,8 +89,8 @@ def test_kkt_pull_is_kkt_solve_and_pull(
     y, z = (t if want else None for t, want in zip(w[1:], (wanted[2], wanted[1]), strict=True))
     together = torch.ops.optlayer_native.kkt_pull(*given, w[0], y, z, *wanted)
     close(together[:4], u, atol=0, rtol=0)
-    # an engine may take u before its rounding and add in another order: 150 terms of size 100 at most
-    close(together[4:], apart, atol=150 * 100 * torch.finfo(dtype).eps, rtol=0)
+    # an engine may take u before its rounding and add in another order: 20 terms of size 100 at most
+    close(together[4:], apart, atol=20 * 100 * torch.finfo(dtype).eps, rtol=0)
 
 
 @pytest.mark.parametrize("batch", [(), (0,), (1,), (7,), (2, 3)], ids=str)
@@ -144,7 +144,7 @@ def test_right_hand_sides_broadcast() -> None:
     close(u, torch.ops.optlayer_native.kkt_solve(P, G, A, *state, *strange), atol=0, rtol=0)
 
 
-@pytest.mark.parametrize("batch", [(), (1,), (5,), (700,), (0,), (2, 3)], ids=str)
+@pytest.mark.parametrize("batch", [(), (1,), (5,), (5000,), (0,), (2, 3)], ids=str)
 def test_pull_is_that_of_the_derivative_rule(batch: tuple[int, ...]) -> None:
     values = pairs(*batch)
     w, u = (values[0], values[1], values[2]), (values[3], values[4], values[5])

@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import tsan
 
 ROOT = Path(__file__).resolve().parents[2]
 HERE = ROOT / "tests" / "native"
@@ -64,14 +65,7 @@ def test_every_barrier_that_is_left_out_is_missed(program: Path) -> None:
 
 def test_barriers_order_all_accesses_to_memory(folder: Path) -> None:
     """ThreadSanitizer, told of the fibers and of their barriers, finds no two accesses that none orders."""
-    empty = folder / "empty.cpp"
-    empty.write_text("int main() {}\n")
-    run = [*(["setarch", "-R"] if shutil.which("setarch") else []), str(folder / "empty")]
-    made = subprocess.run(
-        [*COMPILER, "-fsanitize=thread", empty, "-o", folder / "empty"], capture_output=True, check=False
-    )
-    if made.returncode != 0 or subprocess.run(run, capture_output=True, check=False).returncode != 0:
-        pytest.skip("no ThreadSanitizer")
-    run[-1:] = [str(compiled(folder, 8, "-fsanitize=thread")), "few"]
+    tsan.needed()
+    run = tsan.command(compiled(folder, 8, *tsan.FLAGS), "few")
     result = subprocess.run(run, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stdout + result.stderr[:4000]
