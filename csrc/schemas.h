@@ -23,20 +23,17 @@ STABLE_TORCH_LIBRARY(optlayer_native, m) {
   m.def(
       "pull(Tensor x, Tensor y, Tensor z, Tensor ux, Tensor uy, Tensor uz, int P, int G, int A) -> "
       "(Tensor dP, Tensor dG, Tensor dA)");
-<<<<<<< HEAD
+  // Both at once, for one right-hand side an element; y and z may be absent where G and A want nothing.
+  m.def(
+      "kkt_pull(Tensor? P, Tensor? G, Tensor? A, Tensor state, Tensor factor, Tensor index, "
+      "Tensor rx, Tensor ry, Tensor rz, Tensor r_box, Tensor x, Tensor? y, Tensor? z, int dP, int dG, int dA) -> "
+      "(Tensor ux, Tensor uy, Tensor uz, Tensor u_box, Tensor P_bar, Tensor G_bar, Tensor A_bar)");
   // optlayer::entropic_qp without its factor; `unsolved` as above.
   m.def(
       "entropic_qp(Tensor? P, Tensor q, Tensor? G, Tensor? h, Tensor? A, Tensor? b, Tensor? lb, Tensor? ub, Tensor tau, "
       "float eps_abs, float eps_rel, int max_iter, bool nan_failures) -> "
       "(Tensor x, Tensor y, Tensor z, Tensor z_box, Tensor s, Tensor log_x, Tensor status, Tensor iterations, "
       "Tensor weakly_active, Tensor lower_share, Tensor ray_y, Tensor ray_z, Tensor ray_box, Tensor state, int unsolved)");
-=======
-  // Both at once, for one right-hand side an element; y and z may be absent where G and A want nothing.
-  m.def(
-      "kkt_pull(Tensor? P, Tensor? G, Tensor? A, Tensor state, Tensor factor, Tensor index, "
-      "Tensor rx, Tensor ry, Tensor rz, Tensor r_box, Tensor x, Tensor? y, Tensor? z, int dP, int dG, int dA) -> "
-      "(Tensor ux, Tensor uy, Tensor uz, Tensor u_box, Tensor P_bar, Tensor G_bar, Tensor A_bar)");
->>>>>>> 3dfcc2a (A backward pass in one kernel: kkt_solve and the gradients of each element's matrices; sums of shared ones in a tree)
   // What was built and what runs, as lines "key=value".
   m.def("info() -> str");
 }

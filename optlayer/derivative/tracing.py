@@ -55,14 +55,14 @@ def unwatched(tensors: Sequence[Tensor | None], constant: bool = False) -> bool:
     """
     tracked = constant and torch.is_grad_enabled()
     for t in tensors:
-<<<<<<< HEAD
         if t is None:
             continue
         kind = type(t)
-        if (kind is not Tensor and kind is not Parameter) or not t.is_cpu or (tracked and t.requires_grad):
-=======
-        if t is not None and (type(t) not in _PLAIN or not (t.is_cpu or t.is_cuda) or (tracked and t.requires_grad)):
->>>>>>> 3dfcc2a (A backward pass in one kernel: kkt_solve and the gradients of each element's matrices; sums of shared ones in a tree)
+        if (
+            (kind is not Tensor and kind is not Parameter)
+            or not (t.is_cpu or t.is_cuda)
+            or (tracked and t.requires_grad)
+        ):
             return False
     return (
         torch._C._dispatch_tls_local_include_set() in _KEYS

@@ -116,11 +116,12 @@ class Batch {
     solve.eps_abs = solve.eps_rel = kind.single ? 1e-5 : 1e-9, solve.max_iter = 100;
     solve.formulation = kind.split ? Formulation::split : Formulation::automatic;
     solve.nan_failures = true, solve.keep_factor = !kind.recompute;
-    for (void** to : {&solve.x, &solve.z_box, &solve.lower_share, &solve.ray_x, &solve.ray_box, &adjoint.ux, &adjoint.u_box})
+    for (void** to : {&solve.x, &solve.z_box, &solve.lower_share, &adjoint.ux, &adjoint.u_box})
       *to = numbers(B * n);
-    for (void** to : {&solve.y, &solve.ray_y, &adjoint.uy}) *to = numbers(B * p);
-    for (void** to : {&solve.z, &solve.s, &solve.ray_z, &adjoint.uz}) *to = numbers(B * m);
+    for (void** to : {&solve.y, &adjoint.uy}) *to = numbers(B * p);
+    for (void** to : {&solve.z, &solve.s, &adjoint.uz}) *to = numbers(B * m);
     for (int64_t** to : {&solve.status, &solve.iterations, &solve.weakly_active}) *to = counts(B);
+    solve.ray = numbers(B * (size_t)(2 * n + m + p));
     solve.state = numbers(B * state), solve.factor = numbers(B * factor), solve.index = counts((size_t)B * slots);
     adjoint.B = B, adjoint.n = n, adjoint.m = m, adjoint.p = p, adjoint.single = kind.single;
     adjoint.P = solve.P, adjoint.G = solve.G, adjoint.A = solve.A;

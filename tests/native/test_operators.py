@@ -24,12 +24,8 @@ OPTIONS = (1e-9, 1e-9, 200, 0, True)
 
 
 def solved(program: Program, keep_factor: bool = True) -> list[Tensor]:
-<<<<<<< HEAD
-    *out, unsolved = torch.ops.optlayer_native.qp(*program, *OPTIONS, keep_factor)
-=======
     eps = OPTIONS[:2] if program.q.dtype == torch.float64 else (1e-4, 1e-4)
-    *out, unsolved = torch.ops.optlayer_native.qp(*program, *COLD, *eps, *OPTIONS[2:], keep_factor)
->>>>>>> 3dfcc2a (A backward pass in one kernel: kkt_solve and the gradients of each element's matrices; sums of shared ones in a tree)
+    *out, unsolved = torch.ops.optlayer_native.qp(*program, *eps, *OPTIONS[2:], keep_factor)
     assert unsolved == 0
     return out
 
@@ -191,7 +187,10 @@ def test_what_does_not_fit_is_refused_and_not_read() -> None:
         torch.ops.optlayer_native.kkt_solve(P, G, A, state[..., :-1], *rest)
     with pytest.raises(RuntimeError, match="a matrix has more elements than the batch"):
         torch.ops.optlayer_native.kkt_solve(P.expand(3, 2, 5, 5), G, A, state, *rest)
-<<<<<<< HEAD
+    with pytest.raises(RuntimeError, match="more right-hand sides than one"):
+        torch.ops.optlayer_native.kkt_pull(*system(program, 3), *solved(program)[:3], 1, 1, 1)
+    with pytest.raises(RuntimeError, match="y or z is absent"):
+        torch.ops.optlayer_native.kkt_pull(*system(program), solved(program)[0], None, None, 0, 1, 0)
 
 
 OPEN = derivative.Options(1e-9, 1e-9, 200, "auto", "auto", "nan")
@@ -247,9 +246,3 @@ def test_what_another_engine_or_a_transform_should_see_is_not_solved_at_once() -
     seen = []
     torch.vmap(lambda q: seen.append(derivative.solve_at_once(program._replace(q=q), OPEN)) or q)(program.q)
     assert seen == [None]
-=======
-    with pytest.raises(RuntimeError, match="more right-hand sides than one"):
-        torch.ops.optlayer_native.kkt_pull(*system(program, 3), *solved(program)[:3], 1, 1, 1)
-    with pytest.raises(RuntimeError, match="y or z is absent"):
-        torch.ops.optlayer_native.kkt_pull(*system(program), solved(program)[0], None, None, 0, 1, 0)
->>>>>>> 3dfcc2a (A backward pass in one kernel: kkt_solve and the gradients of each element's matrices; sums of shared ones in a tree)
