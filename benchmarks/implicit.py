@@ -15,7 +15,7 @@ written out here, then one dense linear solve. An answer counts if it is within 
 within 1e-5, relative to its largest entry: what those tolerances leave to condition and stopping rule.
 
 Times are medians by wall clock, in one process on one core; functions of jax are compiled first, which is not counted.
-Peers that are not installed are left out.
+Peers that are not installed are left out: pip install -c constraints.txt '.[implicit-peers]' brings them.
 """
 
 from __future__ import annotations

@@ -148,7 +148,8 @@ def _condition(J: Tensor) -> Tensor:
 def _smoothness(F: Callable[..., Tensor], z: Tensor, tensors: Sequence[Tensor], r: Tensor) -> Tensor:
     """For each component of F the relative gap between its derivative and its one-sided slopes, the worst direction."""
     point = [z, *tensors]
-    units = [_unit(z, size(z)), *(_unit(t, norm(t.reshape(-1))) for t in tensors)]
+    others = (_unit(t, norm(t.reshape(-1))) if t.is_floating_point() else None for t in tensors)
+    units = [_unit(z, size(z)), *others]
 
     def change(direction: Sequence[Tensor | None], side: int, t: float) -> Tensor:
         return F(*(x if d is None else x + side * t * d for x, d in zip(point, direction, strict=True))) - r
@@ -202,10 +203,8 @@ def _gap(change: Callable[[float], Tensor], slope: Tensor, noise: Tensor, span: 
     return torch.where(finite & slope.isfinite(), gap, torch.inf)
 
 
-def _unit(t: Tensor, largest: Tensor) -> Tensor | None:
+def _unit(t: Tensor, largest: Tensor) -> Tensor:
     """What a step is measured by: each entry itself; for those that are zero the largest beside them, else 1."""
-    if not t.is_floating_point():
-        return None
     info = torch.finfo(t.dtype)
     least = info.tiny / info.eps
     return torch.where(t.abs() > least, t.abs(), torch.where(largest > least, largest, 1))

@@ -89,10 +89,10 @@ class Root(Function):
             solver = equation.solver if start.shape[-1] else given
             point, status, iterations, residual = solver(equation, start, tensors)
         announce(status, equation.on_failure, equation.what)
-        solved = (status == Status.SOLVED).unsqueeze(-1)
-        if equation.on_failure == "ignore" or solved.all():
+        kept = status != Status.INVALID_DATA if equation.on_failure == "ignore" else status == Status.SOLVED
+        if kept.all():
             return point, status, iterations, residual, point.new_empty(*point.shape[:-1], 0)
-        return torch.where(solved, point, torch.nan), status, iterations, residual, point
+        return torch.where(kept.unsqueeze(-1), point, torch.nan), status, iterations, residual, point
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:

@@ -37,9 +37,9 @@ ROUNDING = 100  # times eps: what rounding may do to a value
 def newton(stop: Stop, linsolve: LinearSettings, equation: Equation, z: Tensor, tensors: Sequence[Tensor]) -> Result:
     """Newton's method; a stationary point with negative curvature is no minimiser, NON_CONVEX."""
     evaluate = _values(equation, tensors)
-    z = sound(z)
+    start, z = z, sound(z)
     f, g = evaluate(z)
-    run = Run(z, f, g)
+    run = Run(start, f, g)
     for k in range(stop.max_iter + 1):
         if not run.active.any():
             break
@@ -91,9 +91,9 @@ def _modified(H: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
 def lbfgs(stop: Stop, linsolve: LinearSettings, equation: Equation, z: Tensor, tensors: Sequence[Tensor]) -> Result:
     """L-BFGS; an element whose line search fails forgets and goes downhill, once."""
     evaluate = _values(equation, tensors)
-    z = sound(z)
+    start, z = z, sound(z)
     f, g = evaluate(z)
-    run, scale = Run(z, f, g), torch.zeros_like(size(g))
+    run, scale = Run(start, f, g), torch.zeros_like(size(g))
     S: list[Tensor] = []
     Y: list[Tensor] = []
     fresh = torch.ones_like(run.active)

@@ -108,9 +108,9 @@ def anderson(stop: Stop, _: LinearSettings, equation: Equation, z: Tensor, tenso
 
 def _iterate(stop: Stop, equation: Equation, z: Tensor, tensors: Sequence[Tensor], memory: int) -> Result:
     """The iteration with some memory, each element with its own; the best iterate is what is returned."""
-    z = sound(z)
+    start, z = z, sound(z)
     r = equation.F(z, *tensors)
-    run, best, least = Run(z, r), z, size(r)
+    run, best, least = Run(start, r), z, size(r)
     dZ: list[Tensor] = []
     dF: list[Tensor] = []
     for _ in range(stop.max_iter):

@@ -75,7 +75,10 @@ def linear_solve(
         if theta:
             raise ProblemError(f"A is a matrix, yet {len(theta)} further arguments are given; expected none")
         return _matrix(A, b, settings)
-    return _function(Mapping(A, theta, "A"), b, b.shape[-1] if n is None else n, settings)
+    n = b.shape[-1] if n is None else n
+    if not isinstance(n, int) or isinstance(n, bool) or n < 0:
+        raise ProblemError(f"n is {n!r}, expected a count")
+    return _function(Mapping(A, theta, "A"), b, n, settings)
 
 
 def _matrix(A: Tensor, b: Tensor, settings: LinearSettings) -> ImplicitSolution:

@@ -47,9 +47,9 @@ def newton(stop: Stop, linsolve: LinearSettings, equation: Equation, z: Tensor, 
         return (equation.F(q, *tensors),)
 
     settings = concrete(linsolve, "lu" if z.shape[-1] <= LARGEST else "gmres")
-    z = sound(z)
+    start, z = z, sound(z)
     (r,) = evaluate(z)
-    run, leaps = Run(z, r), torch.zeros_like(r[..., :1])
+    run, leaps = Run(start, r), torch.zeros_like(r[..., :1])
     best, least = z, r
     for k in range(stop.max_iter + 1):
         if not run.active.any():
@@ -122,9 +122,9 @@ def broyden(stop: Stop, linsolve: LinearSettings, equation: Equation, z: Tensor,
     def evaluate(q: Tensor) -> State:
         return (equation.F(q, *tensors),)
 
-    z = sound(z)
+    start, z = z, sound(z)
     (r,) = evaluate(z)
-    run, scale = Run(z, r), torch.zeros_like(size(r))
+    run, scale = Run(start, r), torch.zeros_like(size(r))
     H = _Inverse(equation, z, tensors, r)
     fresh = torch.ones_like(run.active)
     for _ in range(stop.max_iter):

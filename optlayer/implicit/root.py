@@ -52,7 +52,8 @@ def root(
             ``None``: 1e-9 for float64, 1e-5 for float32.
         max_iter: limit on the iterations.
         on_failure: what to do about elements that are not solved: ``"nan"`` (fill them with NaN), ``"raise"``,
-            ``"warn"`` or ``"ignore"`` (return the last iterate; its derivative is NaN, for it solves nothing).
+            ``"warn"`` or ``"ignore"`` (return the best iterate, NaN for INVALID_DATA; its derivative is NaN, for
+            it solves nothing).
         linsolve: as in :func:`implicit`; Newton's steps are solved with it too.
 
     Returns:

@@ -150,6 +150,17 @@ def test_elements_that_depend_on_each_other_are_found():
     assert conditions(coupled, z, 2 * z).hold
 
 
+def test_arguments_of_every_kind():
+    """Integers, booleans, None and modules; two batch dimensions, not contiguous."""
+    z = torch.ones(2, 3, 4, dtype=torch.float64).transpose(0, 1)
+    mask = torch.tensor([True, False, True, False])
+    G = lambda z, k, mask, none: z**k - torch.where(mask, 1.0, z)  # noqa: E731
+    assert conditions(G, z, torch.tensor(3), mask, None, batch_dims=2).hold.shape == (3, 2)
+    cell = torch.nn.Linear(4, 4, dtype=torch.float64)
+    found = conditions(cell, torch.linalg.solve(cell.weight, -cell.bias).detach())
+    assert found.hold and found.smoothness < 1e-8
+
+
 def test_sizes_of_every_kind():
     for shape in ((0, 2), (3, 0), (0, 0)):
         z = torch.ones(shape, dtype=torch.float64)

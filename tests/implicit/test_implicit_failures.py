@@ -75,7 +75,7 @@ def test_on_failure():
     assert solution.value[1].isnan()
     theta = SQUARES.clone().requires_grad_()
     solution = root(F, ones(4, 1), theta, on_failure="ignore", **kwargs)
-    assert solution.value.isfinite().all() and not solution.converged[1]
+    assert solution.value.isnan().flatten().tolist() == [False, False, True, False] and not solution.converged[1]
     assert solution.value[1].abs() < 0.5  # the best point, near the minimum of z^2 + 1
     assert grad(solution.value.sum(), theta)[0][1].isnan()  # of a point that solves nothing
 
@@ -153,6 +153,30 @@ def test_a_stationary_point_that_is_no_minimiser_says_so():
     assert solution.value[1].tolist() == pytest.approx([1.0, 0.0], abs=1e-12)
 
 
+SOLVERS = {
+    "newton": lambda start, t, **kw: root(F, start, t, **kw),
+    "broyden": lambda start, t, **kw: root(F, start, t, method="broyden", **kw),
+    "anderson": lambda start, t, **kw: fixed_point(lambda z, t: (z + t / z) / 2, start, t, **kw),
+    "picard": lambda start, t, **kw: fixed_point(lambda z, t: (z + t / z) / 2, start, t, method="picard", **kw),
+    "minimiser": lambda start, t, **kw: argmin(lambda z, t: z**3 / 3 - z * t, start, t, **kw),
+    "lbfgs": lambda start, t, **kw: argmin(lambda z, t: z**3 / 3 - z * t, start, t, method="lbfgs", **kw),
+}
+
+
+@pytest.mark.parametrize("on_failure", ["nan", "ignore"])
+@pytest.mark.parametrize("solve", SOLVERS.values(), ids=SOLVERS.keys())
+def test_a_start_or_data_that_are_not_finite_are_invalid(solve, on_failure):
+    start = torch.tensor([1.0, math.nan, 1.0, math.inf], dtype=torch.float64)
+    theta = torch.tensor([4.0, 4.0, math.nan, 4.0], dtype=torch.float64, requires_grad=True)
+    solution = solve(start, theta, batch_dims=1, on_failure=on_failure)
+    assert solution.status.tolist() == [Status.SOLVED] + 3 * [Status.INVALID_DATA]
+    assert solution.value.isnan().tolist() == [False, True, True, True]
+    assert solution.value[0].item() == pytest.approx(2.0, abs=1e-8)
+    (g,) = grad(solution.value[0], theta)
+    assert g.tolist() == pytest.approx([0.25, 0, 0, 0], abs=1e-8)
+    assert grad(solution.value.sum(), theta)[0].isnan().tolist() == [False, True, True, True]
+
+
 @pytest.mark.parametrize("method", ["anderson", "picard", "newton"])
 def test_an_iteration_that_is_cut_off_has_a_status_and_no_derivative_but_implicit_attaches_one(method):
     """cos(tz) = z, where z' = -z sin(tz) / (1 + t sin(tz)): the error of z' is of the order of that of z."""
@@ -224,6 +248,7 @@ def test_closures_over_constants_are_welcome():
         (lambda: linear_solve(ones(3, 2, 2), ones(4, 2)), "do not broadcast"),
         (lambda: linear_solve(ones(3, 2), ones(3), method="lu"), "A is 3 x 2 and method 'lu' is for square ones"),
         (lambda: linear_solve(ones(2, 2), ones(2), ones(2)), "A is a matrix, yet 1 further arguments"),
+        (lambda: linear_solve(lambda v: v, ones(2), n=-1), "n is -1, expected a count"),
         (lambda: linear_solve(lambda v: v[..., :1], ones(2)), r"A returns shape \(1,\), expected \(2,\)"),
     ],
 )

@@ -109,8 +109,8 @@ def test_a_tangent_by_gmres_takes_few_products_and_equals_the_dense_one():
     _, dz = jvp(lambda x: implicit(F, z, W, x, linsolve=settings, report=report), (x,), (direction,))
     D = 1 - z.square()
     dense = torch.linalg.solve(torch.eye(400, dtype=torch.float64) - D.unsqueeze(-1) * W, D * direction)
-    assert (dz - dense).norm() < 1e-9 * dense.norm()
-    assert report.iterations.item() <= 40
+    assert (dz - dense).norm() < 2e-10 * dense.norm()  # the residual is 1e-10, the condition of I - DW near one
+    assert 18 <= report.iterations.item() <= 22  # 19 or 20 for eight random W
 
 
 def ridge():
