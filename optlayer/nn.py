@@ -19,12 +19,14 @@ from .settings import Settings
 from .solution import Solution
 
 RIGHT_HAND_SIDES = ("h", "b", "lb", "ub")
-SHAPES = {"P": "nn", "q": "n", "G": "mn", "h": "m", "A": "pn", "b": "p", "lb": "n", "ub": "n"}
+BLOCKS = (*NAMES, "entropy")
+SHAPES = {"P": "nn", "q": "n", "G": "mn", "h": "m", "A": "pn", "b": "p", "lb": "n", "ub": "n", "entropy": "n"}
+NUMBERS = ("lb", "ub", "entropy")  # blocks that may be one number
 ONE = math.log(math.expm1(1.0))  # softplus(ONE) = 1
 
 
 class QPLayer(nn.Module):
-    """A quadratic program some of whose data are learned; the output is its minimiser.
+    """A quadratic or entropic program some of whose data are learned; the output is its minimiser.
 
         x = argmin 1/2 x'Px + q'x    subject to   Gx <= h,   Ax = b,   lb <= x <= ub
 
@@ -41,13 +43,17 @@ class QPLayer(nn.Module):
 
     Then every right-hand side must be learned, except bounds that are constants: z0 is parametrised to lie within.
 
+    With an entropy tau among the blocks the objective has sum_i tau_i x_i log x_i besides, which keeps x > 0; z0 is
+    positive then.  A learned entropy is one number for all variables, the exponential of ``log_entropy``.
+
     Args:
         n, m, p: number of variables, rows of G and rows of A.
         inputs: names of the blocks that ``forward`` takes, in its order.
-        constants: blocks that stay as they are, tensors or for lb and ub also numbers; they are buffers.  Tensors are
-            taken to ``device`` and ``dtype`` where these are given, else they must have the parameters' dtype.
+        constants: blocks that stay as they are, tensors or for lb, ub and entropy also numbers; they are buffers.
+            Tensors are taken to ``device`` and ``dtype`` where these are given, else they must have the parameters'
+            dtype.
         learned: names of the blocks that are learned.  By default all of P, q, G, h, A and b that the problem has and
-            that are neither input nor constant; bounds are learned only on request.
+            that are neither input nor constant; bounds and an entropy are learned only on request.
         feasible: whether the problem is feasible by construction.
         epsilon: lower bound of the eigenvalues of a learned P, >= 0.
         settings: how to solve, see :class:`optlayer.Settings`; its fields may also be given by name, as to
@@ -71,6 +77,16 @@ class QPLayer(nn.Module):
         QPLayer(n=3, m=2, p=0, inputs=(q), learned=(P, G, h), feasible=True, epsilon=0.0001)
         >>> layer(torch.ones(5, 3, dtype=torch.float64)).shape
         torch.Size([5, 3])
+
+        Shares of a budget, at a temperature that is learned; without P this is a softmax with any constraints.
+
+        >>> one = torch.ones(1, 3, dtype=torch.float64)
+        >>> shares = {"A": one, "b": one[0, :1], "ub": 0.5}
+        >>> layer = QPLayer(3, p=1, constants=shares, learned=("entropy",), dtype=torch.float64)
+        >>> layer
+        QPLayer(n=3, m=0, p=1, inputs=(q), learned=(entropy), constants=(A, b, ub), feasible=False, epsilon=0.0001)
+        >>> layer(torch.tensor([-3.0, -1.0, 0.0], dtype=torch.float64)).round(decimals=4).tolist()
+        [0.5, 0.3655, 0.1345]
     """
 
     z0: Tensor
@@ -96,7 +112,7 @@ class QPLayer(nn.Module):
         if settings is not None and not isinstance(settings, Settings):
             raise SettingsError(f"settings is {settings!r}, expected an optlayer.Settings")
         for name, value in overrides.items():
-            if name in NAMES:
+            if name in BLOCKS:
                 shown = value if isinstance(value, (int, float)) else "..."
                 raise ProblemError(
                     f'{name} is given by its name, expected constants={{"{name}": {shown}}} '
@@ -107,19 +123,21 @@ class QPLayer(nn.Module):
         constants = dict(constants or {})
         self.n, self.m, self.p = n, m, p = _sizes(n, m, p)
         self.inputs = tuple(inputs)
-        self.constants = tuple(name for name in NAMES if name in constants)
+        self.constants = tuple(name for name in BLOCKS if name in constants)
         if learned is None:
             present = ("P", "q", *(("G", "h") if m else ()), *(("A", "b") if p else ()))
             learned = [name for name in present if name not in self.inputs and name not in self.constants]
         learned = set(learned)
-        self.learned = tuple(name for name in NAMES if name in learned)
+        self.learned = tuple(name for name in BLOCKS if name in learned)
         self.feasible, self.epsilon, self.settings = feasible, epsilon, settings
+        self.entropic = "entropy" in {*self.inputs, *constants, *learned}
         self._check_blocks({*self.inputs, *constants, *learned})
 
         for name in self.learned:
             if feasible and name == "b":
                 continue
-            values = torch.empty([getattr(self, size) for size in SHAPES[name]], device=device, dtype=dtype)
+            shape = [] if name == "entropy" else [getattr(self, size) for size in SHAPES[name]]
+            values = torch.empty(shape, device=device, dtype=dtype)
             self.register_parameter(self._parameter_of(name), nn.Parameter(values))
         if feasible:
             self.register_parameter("z0", nn.Parameter(torch.empty(n, device=device, dtype=dtype)))
@@ -129,9 +147,9 @@ class QPLayer(nn.Module):
 
     def _check_blocks(self, present: set[str]) -> None:
         groups = (("inputs", self.inputs), ("constants", self.constants), ("learned", self.learned))
-        for name in sorted(present - set(NAMES)):
-            raise ProblemError(f"{name!r} is no block of the problem, expected one of {', '.join(NAMES)}")
-        for name in NAMES:
+        for name in sorted(present - set(BLOCKS)):
+            raise ProblemError(f"{name!r} is no block of the problem, expected one of {', '.join(BLOCKS)}")
+        for name in BLOCKS:
             homes = [group for group, names in groups for found in names if found == name]
             if len(homes) > 1:
                 raise ProblemError(f"{name} is listed in {' and in '.join(homes)}, expected in one place")
@@ -162,9 +180,11 @@ class QPLayer(nn.Module):
         """A constant block as the tensor that it will be a buffer of."""
         standard = dtype or torch.get_default_dtype()
         if not isinstance(value, Tensor):
-            if name not in ("lb", "ub") or isinstance(value, bool) or not isinstance(value, (int, float)):
-                number = " or a number" if name in ("lb", "ub") else ""
+            if name not in NUMBERS or isinstance(value, bool) or not isinstance(value, (int, float)):
+                number = " or a number" if name in NUMBERS else ""
                 raise ProblemError(f"constant {name} is a {type(value).__qualname__}, expected a torch.Tensor{number}")
+            if name == "entropy" and not 0 < value < math.inf:
+                raise ProblemError(f"constant entropy is {value!r}, expected a finite number > 0")
             return torch.tensor(value, device=device, dtype=standard)
         self._check_shape("constant", name, value)
         value = value.to(device=device, dtype=dtype)
@@ -176,7 +196,10 @@ class QPLayer(nn.Module):
     def _check_shape(self, home: str, name: str, t: Tensor) -> None:
         sizes = SHAPES[name]
         shape = tuple(getattr(self, size) for size in sizes)
-        if (t.ndim == 0 and name in ("lb", "ub")) or tuple(t.shape[-len(shape) :]) == shape:
+        found = tuple(t.shape[-len(shape) :])
+        if (t.ndim == 0 and name in NUMBERS) or found == shape:
+            return
+        if self.entropic and ((name == "entropy" and found == (1,)) or (name == "P" and found == (1, self.n))):
             return
         has = " and ".join(f"{size} = {getattr(self, size)}" for size in dict.fromkeys(sizes))
         expected = ", ".join(["*batch", *map(str, shape)])
@@ -184,15 +207,15 @@ class QPLayer(nn.Module):
 
     def _parameter_of(self, name: str) -> str:
         """The name of the parameter behind a learned block: its own where the parameter is the block itself."""
-        if name == "P":
-            return "L"
+        if name in ("P", "entropy"):
+            return {"P": "L", "entropy": "log_entropy"}[name]
         if name in ("h", "lb", "ub") and (self.feasible or (name == "ub" and "lb" in self.learned)):
             return f"{name}_gap"
         return name
 
     @torch.no_grad()
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
-        """Draw the parameters anew: P = (1 + epsilon) I, q, G and A normal, gaps 1, and z0 amid constant bounds."""
+        """Draw the parameters anew: P = (1 + epsilon) I, q, G and A normal, gaps and tau 1, z0 amid constant bounds."""
         for name, parameter in self.named_parameters(recurse=False):
             if name == "L":
                 nn.init.eye_(parameter)
@@ -215,6 +238,8 @@ class QPLayer(nn.Module):
             if "P" in self.learned:
                 L = own["L"].tril()
                 blocks["P"] = L @ L.mT + self.epsilon * torch.eye(self.n, dtype=L.dtype, device=L.device)
+            if "entropy" in self.learned:
+                blocks["entropy"] = own["log_entropy"].exp()
             if self.feasible:
                 z0 = self.feasible_point()
                 if "h" in self.learned:
@@ -230,12 +255,15 @@ class QPLayer(nn.Module):
         return blocks
 
     def feasible_point(self) -> Tensor:
-        """(n,): the point that ``feasible=True`` keeps feasible, strictly within bounds that are constants."""
+        """(n,): the point that ``feasible=True`` keeps feasible, strictly within bounds that are constants.
+
+        With an entropy it is positive.
+        """
         z0 = self.z0
-        if "lb" in self.constants or "ub" in self.constants:
+        if self.entropic or "lb" in self.constants or "ub" in self.constants:
             lower = self.get_buffer("lb") if "lb" in self.constants else torch.full_like(z0, -torch.inf)
             upper = self.get_buffer("ub") if "ub" in self.constants else torch.full_like(z0, torch.inf)
-            return _between(z0, lower, upper)
+            return _between(z0, lower.clamp(min=0) if self.entropic else lower, upper)
         return z0
 
     def solve(self, *args: Tensor, **named: Tensor) -> Solution:

@@ -11,7 +11,13 @@ and with caps (Martins and Kreutzer, 2017), S the sum of the active caps and A t
     x_A = (1 - S) softmax(theta_A / tau),   dx_A/dtheta_A = (diag x_A - x_A x_A' / (1 - S)) / tau,
     dx_A/du_j = -x_A / (1 - S),             dx_j/du_j = 1        for active caps j.
 
-The gradients of the quadratic program are compared with central finite differences, entry by entry, in every argument.
+Programs with an entropy for which there is a closed form, solved by :func:`optlayer.solve_qp`, are the same with caps,
+
+    without constraints                        x = exp(-q / tau - 1)
+    transport, 2 x 2, uniform marginals        X = 1/2 [p, 1-p; 1-p, p],  p = sigmoid((C12 + C21 - C11 - C22) / (2 tau))
+
+The gradients of quadratic and entropic programs are compared with central finite differences, entry by entry, in every
+argument.
 """
 
 from __future__ import annotations
@@ -24,7 +30,9 @@ from torch import Tensor
 
 from .console import table
 from .entropic import SoftmaxSolution, softmax, solve_softmax
+from .problem import Problem
 from .qp import solve_qp
+from .solution import Solution
 from .testing import random_qp
 
 SIZES = (2, 10, 100, 1000)
@@ -33,7 +41,7 @@ SCALES = (1.0, 5.0, 20.0, 100.0)
 BAR = 1e-9
 FD_BAR = 1e-6  # for finite differences with steps of STEP
 STEP = 1e-5
-ARGUMENTS = ("P", "q", "G", "h", "A", "b", "lb", "ub")
+ARGUMENTS = ("P", "q", "G", "h", "A", "b", "lb", "ub", "entropy")
 
 
 class Row(NamedTuple):
@@ -59,7 +67,7 @@ class Row(NamedTuple):
 
 def run() -> list[Row]:
     """All comparisons, in float64 on the CPU; a few seconds."""
-    return [*softmax_rows(), *capped_rows(), *program_rows()]
+    return [*softmax_rows(), *capped_rows(), *program_rows(), *entropic_rows(), *program_rows(_entropic_program())]
 
 
 def text(report: Sequence[Row]) -> str:
@@ -168,24 +176,95 @@ def _closed_capped(a: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
     return x, active
 
 
-# ---- the quadratic program -------------------------------------------------------------------------------------------
+# ---- entropic programs -----------------------------------------------------------------------------------------------
 
 
-def program_rows(n: int = 6, m: int = 5, p: int = 2, batch: int = 3) -> Iterator[Row]:
+def entropic_rows(n: int = 10, temperatures: Sequence[float] = TEMPERATURES) -> Iterator[Row]:
+    """Programs with an entropy against their closed forms, the worst over temperatures and scales of the costs."""
+    names = ("x", "dx/dq", "dx/dentropy")
+    for problem, closed in (
+        (f"softmax with caps, n={n}", _caps),
+        (f"no constraints, n={n}", _exponentials),
+        ("transport, 2 x 2", _transport),
+    ):
+        errors = []
+        for tau in temperatures:
+            solution, x, by_q, by_tau = closed(n, torch.full((1,), tau, dtype=torch.float64))
+            derivatives = [
+                relative(solution.jacobian("x", name), expected, floor=1e-4 / tau)
+                for name, expected in (("q", by_q), ("entropy", by_tau))
+            ]
+            errors.append((float((solution.x - x).abs().amax()), *derivatives))
+        for name, worst in zip(names, zip(*errors, strict=True), strict=True):
+            yield Row(f"entropic program: {name}", problem, max(worst, key=lambda e: (e != e, e)), BAR)
+
+
+def _caps(n: int, tau: Tensor) -> tuple[Solution, Tensor, Tensor, Tensor]:
+    """A program with a sum and caps; x, dx/dq and dx/dtau of its closed form."""
+    q = -torch.cat([_thetas(n, scale) for scale in SCALES[:-1]])  # tau dx/dtau bears the rounding of q / tau
+    upper = 1.5 / n + torch.rand(q.shape, generator=_generator(n), dtype=torch.float64) / n
+    one = torch.ones(1, n, dtype=torch.float64)
+    x, active = _closed_capped(-q / tau, upper)
+    below = torch.where(active, 0, x)
+    room = below.sum(-1)[:, None, None]
+    J = (below[:, :, None] * below[:, None, :] / room - torch.diag_embed(below)) / tau
+    slope = -(J @ (q - q.amin(-1, keepdim=True)).unsqueeze(-1)) / tau  # J 1 = 0
+    return solve_qp(None, q, A=one, b=one[0, :1], ub=upper, entropy=tau), x, J, slope
+
+
+def _exponentials(n: int, tau: Tensor) -> tuple[Solution, Tensor, Tensor, Tensor]:
+    """A program without constraints, in which -q / tau is at most 10."""
+    q = torch.cat([_thetas(n, scale).clamp(min=-10) for scale in SCALES]) * tau
+    x = torch.exp(-q / tau - 1)
+    return solve_qp(None, q, entropy=tau), x, -torch.diag_embed(x / tau), (x * q / tau**2).unsqueeze(-1)
+
+
+def _transport(_: int, tau: Tensor) -> tuple[Solution, Tensor, Tensor, Tensor]:
+    """Optimal transport between two points each, with uniform marginals; one of the rows is redundant."""
+    C = torch.cat([_thetas(4, scale) for scale in SCALES])
+    A = torch.tensor([[1, 1, 0, 0], [0, 0, 1, 1], [1, 0, 1, 0], [0, 1, 0, 1]], dtype=torch.float64)
+    sign = torch.tensor([1.0, -1.0, -1.0, 1.0], dtype=torch.float64)
+    gap = -(C @ sign).unsqueeze(-1) / (2 * tau)
+    p = torch.sigmoid(gap)
+    slope = p * torch.sigmoid(-gap)
+    x = torch.where(sign > 0, p, torch.sigmoid(-gap)) / 2
+    J = -slope.unsqueeze(-1) / (4 * tau) * sign.outer(sign)
+    b = torch.full((4,), 0.5, dtype=torch.float64)
+    return solve_qp(None, C, A=A, b=b, entropy=tau), x, J, (-slope * gap * sign / (2 * tau)).unsqueeze(-1)
+
+
+def _entropic_program(n: int = 10, m: int = 3, p: int = 2, batch: int = 3) -> Problem:
+    """A feasible program with an entropy for each variable; some rows and caps are active at its solution."""
+    source = _generator(n + m + p)
+    P, G, A = (torch.randn(rows, n, generator=source, dtype=torch.float64) for rows in (n, m, p))
+    q, x = (torch.randn(batch, n, generator=source, dtype=torch.float64) for _ in range(2))
+    inside = torch.softmax(x, -1)
+    room = 0.02 + 0.1 * torch.rand(batch, m, generator=source, dtype=torch.float64)
+    tau = 0.2 + torch.rand(batch, n, generator=source, dtype=torch.float64)
+    return Problem(P @ P.mT / n, 3 * q, G, inside @ G.mT + room, A, inside @ A.mT, 0.5 * inside, 1.6 * inside, tau)
+
+
+# ---- the gradients of every argument ---------------------------------------------------------------------------------
+
+
+def program_rows(problem: Problem | None = None) -> Iterator[Row]:
     """The gradient of every argument of a batch of programs, of which P, G and A are shared, against differences."""
-    problem = random_qp(n, m, p, batch=(batch,), bounds=True, shared=("P", "G", "A"), seed=5)
-    tensors = [t for t in problem.tensors if t is not None]
+    if problem is None:
+        problem = random_qp(6, 5, 2, batch=(3,), bounds=True, shared=("P", "G", "A"), seed=5)
+    kind = "quadratic" if problem.entropy is None else "entropic"
+    tensors = [t for t in (*problem.tensors, problem.entropy) if t is not None]
+    n, m, p, (batch,) = problem.n, problem.m, problem.p, problem.batch
     weights = [torch.randn(batch, size, generator=_generator(size), dtype=torch.float64) for size in (n, p, m, n, m)]
 
     def value(*blocks: Tensor) -> Tensor:
         """One number for each batch of programs, in which every output takes part."""
-        solution = solve_qp(*blocks)
+        solution = solve_qp(*blocks[:8], entropy=blocks[8] if kind == "entropic" else None)
         outputs = (solution.x, solution.y, solution.z, solution.z_box, solution.s)
         return torch.stack([(w * t).sum((-2, -1)) for w, t in zip(weights, outputs, strict=True)]).sum(0)
 
     variables = [t.clone().requires_grad_() for t in tensors]
     gradients = torch.autograd.grad(value(*variables), variables)
-    for i, (name, t, gradient) in enumerate(zip(ARGUMENTS, tensors, gradients, strict=True)):
+    for i, (name, t, gradient) in enumerate(zip(ARGUMENTS, tensors, gradients, strict=False)):
         # One program a step, for each entry; a shared argument is given a batch dimension to broadcast along.
         steps = STEP * torch.eye(t.numel(), dtype=t.dtype).reshape(t.numel(), *t.shape)
         lead = (t.numel(), 1) if name in ("P", "G", "A") else (t.numel(),)
@@ -193,4 +272,4 @@ def program_rows(n: int = 6, m: int = 5, p: int = 2, batch: int = 3) -> Iterator
         above, below = (value(*tensors[:i], u, *tensors[i + 1 :]) for u in moved)
         difference = ((above - below) / (2 * STEP)).reshape(t.shape)
         error = relative(gradient.flatten(), difference.flatten(), floor=1.0)
-        yield Row(f"quadratic program: gradient of {name}", f"n={n}, m={m}, p={p}, {batch} elements", error, FD_BAR)
+        yield Row(f"{kind} program: gradient of {name}", f"n={n}, m={m}, p={p}, {batch} elements", error, FD_BAR)

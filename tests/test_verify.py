@@ -26,6 +26,8 @@ def test_the_grid_is_covered(report):
         assert len(jacobians) == 7 and all(row.bar == 1e-9 for row in jacobians)
     assert {row.check[-1] for row in report if row.check.startswith("quadratic")} >= set("PqGhAb")
     assert sum("quadratic" in row.check for row in report) == 8
+    assert sum("entropic program: gradient" in row.check for row in report) == 9
+    assert sum("entropic program" in row.check for row in report) == 9 + 9
 
 
 def test_the_problems_are_worth_the_differences():
@@ -55,12 +57,30 @@ def test_a_wrong_jacobian_is_noticed(monkeypatch):
 def test_a_wrong_gradient_of_the_program_is_noticed(monkeypatch):
     right = verify.solve_qp
 
-    def wrong(*problem):
-        solution = right(*problem)
-        return dataclasses.replace(solution, x=solution.x + 1e-4 * (solution.x - solution.x.detach()))
+    def wrong(*problem, **more):
+        solution = right(*problem, **more)
+        return dataclasses.replace(solution, x=solution.x + 1e-3 * (solution.x - solution.x.detach()))
 
     monkeypatch.setattr(verify, "solve_qp", wrong)
     assert not any(row.passed for row in verify.program_rows())
+    assert not any(row.passed for row in verify.program_rows(verify._entropic_program()))
+
+
+def test_a_wrong_jacobian_of_an_entropic_program_is_noticed(monkeypatch):
+    right = verify.Solution.jacobian
+    monkeypatch.setattr(verify.Solution, "jacobian", lambda *names: right(*names) * (1 + 1e-8))
+    passed = {row.check for row in verify.entropic_rows() if row.passed}
+    assert passed == {"entropic program: x"}
+
+
+def test_entropic_programs_are_worth_the_differences():
+    """Every argument has a gradient: of rows, floors and caps some are active, but not all."""
+    problem = verify._entropic_program()
+    solution = verify.solve_qp(*problem.tensors, entropy=problem.entropy)
+    for active in (solution.z > 0, solution.z_box > 0, solution.z_box < 0):
+        assert active.any() and not active.all()
+    for row in verify.program_rows(problem):
+        assert row.error > 0
 
 
 def test_not_a_number_does_not_pass():

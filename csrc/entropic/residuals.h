@@ -92,9 +92,11 @@ struct Residuals {
   // `forces` (n) is A'y + G'z.
   OPTLAYER_METHOD Mask<V> prove(const Program<V>& Q, const V* multipliers, const V* z_upper, const V* z_lower,
                                 const V* products, double proof) const {
-    V t(0), terms(0), negative(0);
-    for (int i = own(0); i < Q.k; i += TEAM)
+    V t(0), terms(0), negative(0), asked(size);  // every feasible x is as large as what an equality or a budget asks for
+    for (int i = own(0); i < Q.k; i += TEAM) {
       t -= Q.d[i] * multipliers[i], terms += Q.size[i] * absolute(multipliers[i]);
+      asked = larger(i < Q.p ? absolute(Q.d[i]) : -Q.d[i], asked);
+    }
     for (int j = own(0); j < Q.n; j += TEAM) {
       V r = products[j];
       if (Q.uppers) {
@@ -107,8 +109,8 @@ struct Residuals {
       }
       negative = larger(-Q.free[j] * r, negative);
     }
-    t = team_sum(t), terms = team_sum(terms), negative = team_max(negative);
-    return t > V(proof) * terms && negative * size * V(Q.n) < V(PROOF) * t;
+    t = team_sum(t), terms = team_sum(terms), negative = team_max(negative), asked = team_max(asked);
+    return t > V(proof) * terms && negative * asked * V(Q.n) < V(PROOF) * t;
   }
 
  private:

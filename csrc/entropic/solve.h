@@ -66,8 +66,9 @@ struct Solver {
     if (any(proven)) certify(proven);
     const V merit = judge();
     V status((double)UNSOLVED);
-    // what only the rounding to float32 keeps from its tolerance no other engine would bring nearer
-    if (rules.single) status = select(closed && merit <= V(ALMOST), V((double)ALMOST_SOLVED), status);
+    // what only the rounding to float32 keeps from its tolerance no other engine would bring nearer, unless equalities
+    // depend on each other: the reference engine finds the least of their multipliers
+    if (rules.single && Q.p < 2) status = select(closed && merit <= V(ALMOST), V((double)ALMOST_SOLVED), status);
     status = select(closed && merit <= V(1), V((double)SOLVED), status);
     status = select(proven || crossed, V((double)PRIMAL_INFEASIBLE), status);
     status = select(invalid, V((double)INVALID_DATA), status);

@@ -36,13 +36,23 @@ OPTLAYER_FUNCTION void start_from_equalities(const Program<V>& Q, System<V>& sys
   for (int j = own(0); j < n; j += TEAM) {
     V bears(0);
     for (int i = 0; i < Q.k; i++) bears += absolute(Q.C[(size_t)i * Q.ld + j]);
-    x[j] = select(bears > V(0) && mean > V(0), larger(absolute(found[j]), mean), x[j]);
+    x[j] = select(bears > V(0) && mean > V(0), larger(absolute(found[j]), mean), larger(V(0.01) * mean, x[j]));
   }
 }
 
-// Each variable under its cap and its budgets, alone.
+// Each variable under its cap and its budgets, alone, and not below the least squares that a row asks for. The scratch
+// is (k).
 template <class V>
-OPTLAYER_FUNCTION void start_under_caps(const Program<V>& Q, V* x) {
+OPTLAYER_FUNCTION void start_under_caps(const Program<V>& Q, V* need, V* x) {
+  for (int i = own(0); i < Q.k; i += TEAM) {
+    V squares(0);
+    for (int j = 0; j < Q.n; j++) {
+      const V push = positive(-Q.C[(size_t)i * Q.ld + j]);
+      squares += push * push;
+    }
+    need[i] = positive(-Q.d[i]) / larger(squares, V(NONZERO));
+  }
+  sync();
   for (int j = own(0); j < Q.n; j += TEAM) {
     V top = select(Q.upper[j] > V(0), V(0.5) * Q.ub[j], V(INFINITY));
     for (int i = 0; i < Q.k; i++) {
@@ -52,6 +62,7 @@ OPTLAYER_FUNCTION void start_under_caps(const Program<V>& Q, V* x) {
     }
     x[j] = smaller(x[j], top);
     x[j] = select(top < V(INFINITY), larger(x[j], V(1e-3) * top), x[j]);
+    for (int i = 0; i < Q.k; i++) x[j] = larger(positive(-Q.C[(size_t)i * Q.ld + j]) * need[i], x[j]);
   }
 }
 
@@ -64,12 +75,12 @@ OPTLAYER_FUNCTION void start(const Program<V>& Q, System<V>& system, V* gradient
   if (p > 0)
     start_from_equalities(Q, system, gradient, other, x);
   else
-    start_under_caps(Q, x);
+    start_under_caps(Q, system.e, x);
   V most(0), curved(0);
   for (int j = own(0); j < n; j += TEAM) {
     x[j] = select(Q.upper[j] > V(0), smaller(x[j], V(0.5) * Q.ub[j]), x[j]);
     x[j] = select(Q.lower[j] > V(0), larger(x[j], V(1.5) * Q.lb[j]), x[j]);
-    most = larger(x[j], most), curved = larger(larger(Q.curvature[j], Q.upper[j]), curved);
+    most = larger(x[j], most), curved = larger(larger(Q.curvature[j], larger(Q.lower[j], Q.upper[j])), curved);
   }
   most = team_max(most), curved = team_max(curved);
   const Mask<V> coupled = curved > V(0) || Mask<V>(Q.full || Q.m > 0);

@@ -161,14 +161,16 @@ def _attempt(
     delta = torch.zeros_like(multipliers)
     w = torch.zeros_like(d).masked_fill(rows, torch.inf)
     least = _least(problem, rows, x)
-    settled = torch.zeros_like(held[:, 0])
+    settled = small = torch.zeros_like(held[:, 0])
     for _ in range(NEWTON_STEPS):
         force = problem.times_P(free * x) + base + tmv(C, delta)
         x, log_x = _tail(x, -force / tau - 1, held, least)
+        r1, r2 = -(force + tau * (log_x + 1)), d - mv(C, free * x)
+        # a large step of multipliers, where a row was released, leaves rounding in the rows that the next one takes out
+        settled = settled | small & (norm(rows * r2) <= S_SIGN * slack_size.squeeze(-1))
         kkt = KKT(P, C, torch.where(held, 0.0, x / (tau + x * curvature)), w)
         if bool(settled.all()):
             break
-        r1, r2 = -(force + tau * (log_x + 1)), d - mv(C, free * x)
         dx, dv = (t.squeeze(-1) for t in kkt.solve(r1.unsqueeze(-1), r2.unsqueeze(-1)))
         moving = ~held & (x > TINY)
         relative = torch.where(moving, dx / torch.where(moving, x, 1.0), 0.0)
@@ -176,7 +178,7 @@ def _attempt(
         going = ~settled.unsqueeze(-1)
         x = torch.where(going, x * (1 + relative.clamp(-0.9, 10)), x)
         delta = delta + torch.where(rows & going, dv, 0.0)
-        settled = settled | (norm(relative * felt) <= _rounding(problem, base, x).clamp(min=QUADRATIC))
+        small = norm(relative * felt) <= _rounding(problem, base, x).clamp(min=QUADRATIC)
     force = problem.times_P(free * x) + base + tmv(C, delta)
     x, log_x = _tail(x, -force / tau - 1, held, least)
     sound = settled & kkt.ok & x.isfinite().all(-1) & log_x.isfinite().all(-1)

@@ -191,7 +191,7 @@ def start(problem: Standard, parts: Layout) -> Point:
     if least_norm is not None:
         xh = least_norm.solve(torch.zeros_like(q).unsqueeze(-1), b.unsqueeze(-1))[0].squeeze(-1).abs()
         mean = xh.sum(-1, keepdim=True) / free.sum(-1, keepdim=True).clamp(min=1)
-        x = torch.where((C != 0).any(1) & (mean > 0), torch.maximum(xh, mean), alone)
+        x = torch.where((C != 0).any(1) & (mean > 0), torch.maximum(xh, mean), torch.maximum(alone, 0.01 * mean))
     else:  # each variable alone under its cap and budgets
         top = torch.where(upper > 0, ub / 2, torch.inf)
         if m:
@@ -199,9 +199,13 @@ def start(problem: Standard, parts: Layout) -> Point:
             top = torch.minimum(top, room.amin(1))
         x = torch.minimum(x, top)
         x = torch.where(top.isfinite(), torch.maximum(x, 1e-3 * top), x)
+        if m:  # the least squares that a row asks for
+            push = (-C).clamp(min=0)
+            need = (-d).clamp(min=0) / push.square().sum(-1).clamp(min=NONZERO)
+            x = torch.maximum(x, (push * need.unsqueeze(-1)).amax(1))
     x = torch.where(upper > 0, torch.minimum(x, ub / 2), x)
     x = torch.where(lower > 0, torch.maximum(x, 1.5 * lb), x)
-    coupled = P is not None or m > 0 or parts.has_upper or bool((curvature != 0).any())
+    coupled = P is not None or m > 0 or bool(parts.sides) or bool((curvature != 0).any())
     if not p and coupled:
         x = torch.maximum(x, 0.01 * x.amax(-1, keepdim=True))
     x = torch.where(free > 0, x, 1.0)
@@ -341,6 +345,8 @@ def _certificate(
 def _farkas(
     problem: Standard, parts: Layout, rows: Tensor, dual: Tensor, size: Tensor, proof: float
 ) -> tuple[Tensor, Tensor]:
+    p = parts.p  # every feasible x is at least as large as what an equality or a negative budget asks for
+    size = torch.stack([size, norm(problem.d[:, :p]), highest(-problem.d[:, p:])]).amax(0)
     r = tmv(problem.C, rows)
     t, terms = -dot(problem.d, rows), dot(problem.size, rows.abs())
     for side, z in zip(parts.sides, parts.split(dual)[2:], strict=True):

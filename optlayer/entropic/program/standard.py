@@ -17,7 +17,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ...kkt.algebra import NONZERO, dot, mv, tmv
+from ...kkt.algebra import NONZERO, dot, mv, norm, tmv
 from ...problem import HUGE
 from ...solvers.standard import CONVEXITY, convex
 from ...status import Status
@@ -54,11 +54,19 @@ class Standard(NamedTuple):
     unit: Tensor  # (B, k): rows are this many times those given
     contradiction: Tensor  # (B, p): the part of b that no x reaches, taken out of d
     size: Tensor  # (B, k): of the terms that d is the sum of, whose rounding it bears
+    null: Tensor  # (B, p, p or 0): orthonormal columns, or zeros, y with A'y = 0
 
     def times_P(self, x: Tensor) -> Tensor:
         """(P + diag(curvature)) x."""
         product = self.curvature * x
         return product if self.P is None else product + mv(self.P, x)
+
+    def least(self, rows: Tensor) -> Tensor:
+        """Multipliers (B, k) without the part of y along A'y = 0, where it is most of y: rounding accumulates there."""
+        p = self.null.shape[1]
+        y, z = rows.split([p, rows.shape[1] - p], 1)
+        less = y - mv(self.null, tmv(self.null, y))
+        return torch.cat([torch.where((norm(less) < norm(y) / 10).unsqueeze(-1), less, y), z], 1)
 
 
 def effective(data: Data) -> tuple[Tensor, Tensor]:
@@ -112,7 +120,8 @@ def standardise(data: Data, p: int, proof: float) -> Standard:
     idle[:, :p] = False
     C, d, size = C * unit.unsqueeze(-1), torch.where(idle, 1.0, d * unit), size * unit
     upper = ub.isfinite() & ~fixed
-    contradiction = _contradiction(C[:, :p], d[:, :p])
+    null = _null(C[:, :p])
+    contradiction = mv(null, tmv(null, d[:, :p]))
     return Standard(
         P,
         curvature,
@@ -129,24 +138,24 @@ def standardise(data: Data, p: int, proof: float) -> Standard:
         unit,
         contradiction,
         size,
+        null,
     )
 
 
-def _contradiction(A: Tensor, b: Tensor) -> Tensor:
-    """The part of b outside the range of A, whose rows have unit length; rounding of redundant rows leaves one."""
-    outside = torch.zeros_like(b)
-    p = b.shape[1]
+def _null(A: Tensor) -> Tensor:
+    """The combinations of the rows of A, of unit length, that vanish; no columns where there are none in the batch."""
+    B, p = A.shape[:2]
     if p == 0:
-        return outside
+        return A.new_zeros(B, 0, 0)
     AA = A @ A.mT
     AA.diagonal(dim1=-2, dim2=-1).add_(shift(p))
     pivots = torch.linalg.cholesky_ex(AA)[0].diagonal(dim1=-2, dim2=-1).square()
     some = (~(pivots > 1e-11).all(-1)).nonzero().squeeze(-1)
+    null = A.new_zeros(B, p, p if some.numel() else 0)
     if some.numel():
         values, vectors = torch.linalg.eigh(AA[some])
-        N = vectors * (values < 1e-12 * max(p, 10)).unsqueeze(-2)
-        outside[some] = mv(N, tmv(N, b[some]))
-    return outside
+        null[some] = vectors * (values < 1e-12 * max(p, 10)).unsqueeze(-2)
+    return null
 
 
 def contradicts(problem: Standard, p: int, gap: float) -> Tensor:
