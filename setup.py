@@ -11,7 +11,7 @@ compiler, no torch, another system) the package is installed without it and runs
     OPTLAYER_SANITIZE=1         with the address and undefined-behaviour sanitizers, slow
     CXX, CXXFLAGS, LDFLAGS      as everywhere
 
-The engine for CUDA, csrc/qp/cuda, becomes a library of its own, optlayer/_cuda.abi3.so, where there is an nvcc and the
+The engine for CUDA, csrc/*/cuda, becomes a library of its own, optlayer/_cuda.abi3.so, where there is an nvcc and the
 torch that is installed has CUDA.
 
     OPTLAYER_CUDA=1             also for a torch without CUDA; stop if it cannot be done
@@ -50,6 +50,7 @@ FLAGS = ["-std=c++17", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra"]
 # No -ffast-math: comparisons with NaN must be what they are.
 FAST = ["-O3", "-DNDEBUG", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast"]
 CUDA = Path("csrc", "qp", "cuda")
+CUDA_ENGINES = {"engine": CUDA / "engine.cu", "entropic": Path("csrc", "entropic", "cuda", "engine.cu")}
 CUDA_FLAGS = ["-std=c++17", "-O3", "-DNDEBUG", "--expt-relaxed-constexpr", "-diag-suppress", "128", "-Xptxas", "-v"]
 CUDA_FLAGS += ["-Xcompiler", "-fPIC,-fvisibility=hidden,-Wall,-Wextra"]
 ARCHITECTURES = ("75", "80", "90", "100", "120")  # code for 80 also runs on 86 and 89
@@ -193,7 +194,8 @@ class Build(build_ext):
         flags.append(f"-gencode=arch=compute_{names[-1]},code=compute_{names[-1]}")
         flags.append(f"--threads={max(1, (os.cpu_count() or 1) // len(teams()))}")
         parts = {
-            f"engine_{team}.o": [f"-DOPTLAYER_ISA=cuda_{team}", f"-DOPTLAYER_TEAM={team}", str(CUDA / "engine.cu")]
+            f"{kind}_{team}.o": [f"-DOPTLAYER_ISA=cuda_{team}", f"-DOPTLAYER_TEAM={team}", str(source)]
+            for kind, source in CUDA_ENGINES.items()
             for team in teams()
         }
         parts["gradients.o"] = [str(CUDA / "gradients.cu")]
@@ -248,7 +250,7 @@ extensions = []
 if reason is None:
     extensions.append(Extension("optlayer._native", [LIBRARY, *ENGINES.values()], py_limited_api=True))
     if cuda_obstacle() is None:
-        sources = [str(path.relative_to(ROOT)) for path in sorted((ROOT / CUDA).glob("*.c*"))]
+        sources = [str(path.relative_to(ROOT)) for path in sorted((ROOT / "csrc").glob("*/cuda/*.c*"))]
         extensions.append(Extension("optlayer._cuda", sources, py_limited_api=True))
     elif os.environ.get("OPTLAYER_CUDA") == "1" and BUILDING & set(sys.argv):
         raise SystemExit(f"optlayer: the engine for CUDA was not built: {cuda_obstacle()}")

@@ -17,6 +17,13 @@ constexpr int64_t PIECE = 256;           // elements
 constexpr int64_t MOST_PIECES = 64;
 constexpr int64_t MOST_PARTIAL = 1 << 22;  // numbers in the sums of all pieces
 
+// Multiplications in a step of the method for an entropic program.
+template <class Call>
+double entropic_work(const Call& call) {
+  const double n = call.n, k = call.m + call.p;
+  return n * (40 + k * (k + 8)) + k * k * k + (call.full() ? n * n * (n / 3 + k + 8) : 0);
+}
+
 struct Processor {
   static Place place(const Tensor&) { return {aoti_torch_device_type_cpu(), 0, tabulate_on_host}; }
 
@@ -33,15 +40,21 @@ struct Processor {
 
   static int64_t entropic(const Place&, const entropic::SolveCall& call) {
     const entropic::Engine& use = *chosen().entropic;
-    const size_t size = use.workspace(call);
-    const double n = call.n, k = call.m + call.p;
-    const double work = STEPS * (n * (40 + k * (k + 8)) + k * k * k + (call.full() ? n * n * (n / 3 + k + 8) : 0));
-    spread(call.B, use.lanes, work, [&](int64_t begin, int64_t end) {
+    const size_t size = use.solve_workspace(call);
+    spread(call.B, use.lanes, STEPS * entropic_work(call), [&](int64_t begin, int64_t end) {
       use.solve(call, begin, end, Workspace(size).data());
     });
     int64_t unsolved = 0;
     for (int64_t e = 0; e < call.B; e++) unsolved += call.status[e] == UNSOLVED;
     return unsolved;
+  }
+
+  static void entropic(const Place&, const entropic::KktCall& call) {
+    const entropic::Engine& use = *chosen().entropic;
+    const size_t size = use.kkt_workspace(call);
+    spread(call.B, use.lanes, (1 + 0.2 * call.R) * entropic_work(call), [&](int64_t begin, int64_t end) {
+      use.kkt(call, begin, end, Workspace(size).data());
+    });
   }
 
   static void kkt(const Place&, const KktCall& call) {
@@ -116,5 +129,6 @@ STABLE_TORCH_LIBRARY_IMPL(optlayer_native, CPU, m) {
   m.impl("pull", TORCH_BOX(&optlayer::pull<optlayer::Processor>));
   m.impl("entropic_qp", TORCH_BOX(&optlayer::entropic::qp<optlayer::Processor>));
   m.impl("kkt_pull", TORCH_BOX(&optlayer::kkt_pull<optlayer::Processor>));
+  m.impl("entropic_kkt_solve", TORCH_BOX(&optlayer::entropic::kkt_solve<optlayer::Processor>));
 }
 STABLE_TORCH_LIBRARY_IMPL(optlayer_native, CompositeExplicitAutograd, m) { m.impl("info", TORCH_BOX(&optlayer::info)); }

@@ -34,6 +34,10 @@ STABLE_TORCH_LIBRARY(optlayer_native, m) {
       "float eps_abs, float eps_rel, int max_iter, bool nan_failures) -> "
       "(Tensor x, Tensor y, Tensor z, Tensor z_box, Tensor s, Tensor log_x, Tensor status, Tensor iterations, "
       "Tensor weakly_active, Tensor lower_share, Tensor ray_y, Tensor ray_z, Tensor ray_box, Tensor state, int unsolved)");
+  // optlayer::entropic_kkt_solve, which makes the factor anew.
+  m.def(
+      "entropic_kkt_solve(Tensor? P, Tensor? G, Tensor? A, Tensor state, Tensor rx, Tensor ry, Tensor rz, Tensor r_box) "
+      "-> (Tensor ux, Tensor uy, Tensor uz, Tensor u_box, Tensor t)");
   // What was built and what runs, as lines "key=value".
   m.def("info() -> str");
 }

@@ -268,7 +268,8 @@ def _entropic_linear(solution: Solution, r: Point) -> Point:
     P, _, G, _, A, *_ = problem.tensors
     _, state, factor, _ = solution.factorisation
     log_e = entropic.log_e(problem.entropy, solution.log_x, solution.status)
-    return Point(*entropic.linear(P, G, A, log_e, state, factor, solution.status, *r)[:4])
+    backend = solution.settings.backend
+    return Point(*entropic.linear(P, G, A, log_e, state, factor, solution.status, *r, backend)[:4])
 
 
 def _entropic_adjoint(solution: Solution, output: str, cotangent: Tensor, parameter: str) -> Tensor:
@@ -277,7 +278,8 @@ def _entropic_adjoint(solution: Solution, output: str, cotangent: Tensor, parame
     given: Any = (solution.x, solution.y, solution.z, solution.s, solution.log_x, lower_share)
     cotangents = [cotangent if output == name else None for name in ("x", "y", "z", "z_box", "s", "log_x")]
     kept = (state, factor, solution.status)
-    return entropic.adjoint((*problem.tensors, problem.entropy), given, kept, cotangents, (parameter,))[parameter]
+    tensors, backend = (*problem.tensors, problem.entropy), solution.settings.backend
+    return entropic.adjoint(tensors, given, kept, cotangents, (parameter,), backend)[parameter]
 
 
 RULE = Rule(_linear, _adjoint)

@@ -28,14 +28,29 @@ struct SolveCall {
   OPTLAYER_PLAIN bool full() const { return P.data != nullptr && !diagonal; }
 };
 
-// Entries of the state of an element, and those of its factor.
+// Entries of the state of an element.
 OPTLAYER_PLAIN int64_t state_size(int64_t n, int64_t k) { return 2 * n + k + 1; }
+
+// optlayer::entropic_kkt_solve: R right-hand sides for each of the B elements, as in qp/call.h.
+struct KktCall {
+  int64_t B = 0, R = 1;
+  int n = 0, m = 0, p = 0;
+  bool single = false;
+  bool diagonal = false;
+  Input P, G, A, state;
+  Columns rx, ry, rz, r_box;
+  void *ux = nullptr, *uy = nullptr, *uz = nullptr, *u_box = nullptr, *t = nullptr;  // (R, B, size) contiguous
+
+  OPTLAYER_PLAIN bool full() const { return P.data != nullptr && !diagonal; }
+};
 
 // The kernels of one instruction set, for as many problems side by side as a register holds; see qp/call.h.
 struct Engine {
   int lanes;
-  size_t (*workspace)(const SolveCall&);
+  size_t (*solve_workspace)(const SolveCall&);
   void (*solve)(const SolveCall&, int64_t begin, int64_t end, void* workspace);
+  size_t (*kkt_workspace)(const KktCall&);
+  void (*kkt)(const KktCall&, int64_t begin, int64_t end, void* workspace);
 };
 
 }  // namespace entropic

@@ -14,7 +14,42 @@ namespace entropic {
 static constexpr double CONVEXITY = 3e-5;  // of max |P|: below it a negative eigenvalue is a rounded datum
 static constexpr double REDUNDANT = 1e-11; // a squared pivot of AA' below this: perhaps a redundant row
 static constexpr double OUTSIDE = 1e-12;   // an eigenvalue of AA' below this, times the number of rows, is zero
-static constexpr int SWEEPS = 4, PASSES = 3;
+
+// P, symmetric or the diagonal of a diagonal one, and C = [A; G] as given.
+template <class V, class Call>
+OPTLAYER_FUNCTION void load_matrices(const Call& call, const Elements<V>& elements, int ld, V* P, V* C) {
+  const int n = call.n;
+  load_matrix(call.A, call.single, elements, call.p, n, ld, C);
+  load_matrix(call.G, call.single, elements, call.m, n, ld, C + (size_t)call.p * ld);
+  if (call.diagonal) return load_vector(call.P, call.single, elements, n, 0, P);
+  if (call.P.data == nullptr) return;
+  load_matrix(call.P, call.single, elements, n, n, ld, P);
+  sync();
+  for (int i = 0; i < n; i++)
+    for (int j = own(0); j < i; j += TEAM) {
+      V &low = P[(size_t)i * ld + j], &high = P[(size_t)j * ld + i];
+      low = high = V(0.5) * (low + high);
+    }
+  sync();
+}
+
+template <class V>
+OPTLAYER_INLINE V reciprocal_length(V length) {
+  return select(length > V(0), V(1) / larger(length, V(NONZERO)), V(1));
+}
+
+// The length of a row, which is brought to unit norm unless it is zero.
+template <class V>
+OPTLAYER_FUNCTION V to_unit_norm(V* row, int n) {
+  V most(0), squares(0);
+  for (int j = own(0); j < n; j += TEAM) most = larger(absolute(row[j]), most);
+  most = team_max(most);
+  const V scale = V(1) / larger(most, V(NONZERO));  // in these units squares neither overflow nor vanish
+  for (int j = own(0); j < n; j += TEAM) squares += (row[j] * scale) * (row[j] * scale);
+  const V length = square_root(team_sum(squares)) * most, unit = reciprocal_length(length);
+  for (int j = own(0); j < n; j += TEAM) row[j] *= unit;
+  return length;
+}
 
 // The data as given, for the standard form and once more for the verdict.
 template <class V>
@@ -33,18 +68,7 @@ struct Data {
   // The matrices lie where there is room at the time.
   OPTLAYER_METHOD void read_matrices(const Elements<V>& elements, V* P_, V* C_) {
     P = P_, C = C_;
-    load_matrix(call->A, call->single, elements, p, n, ld, C);
-    load_matrix(call->G, call->single, elements, k - p, n, ld, C + (size_t)p * ld);
-    if (call->P.data == nullptr) return;
-    if (call->diagonal) return load_vector(call->P, call->single, elements, n, 0, P);
-    load_matrix(call->P, call->single, elements, n, n, ld, P);
-    sync();
-    for (int i = 0; i < n; i++)
-      for (int j = own(0); j < i; j += TEAM) {
-        V &low = P[(size_t)i * ld + j], &high = P[(size_t)j * ld + i];
-        low = high = V(0.5) * (low + high);
-      }
-    sync();
+    load_matrices(*call, elements, ld, P, C);
   }
 
   OPTLAYER_METHOD void read_vectors(const Elements<V>& elements) {
@@ -111,6 +135,15 @@ OPTLAYER_FUNCTION Mask<V> convex(const Data<V>& data, System<V>& scratch) {
   return cholesky(data.P, ld, scratch.t, scratch.L, ld, scratch.L_inv, n);
 }
 
+template <class V>
+OPTLAYER_FUNCTION void size_rows_of_P(Program<V>& Q) {
+  for (int j = own(0); j < Q.n && Q.full; j += TEAM) {
+    V sum(0);
+    for (int i = 0; i < Q.n; i++) sum += absolute(Q.P[(size_t)i * Q.ld + j]);
+    Q.row_size[j] = sum;
+  }
+}
+
 // Masks and units for valid data whose matrices lie in the program's own memory; `proof` is what counts as a violation,
 // relative to the terms of a row.
 template <class V>
@@ -148,25 +181,13 @@ OPTLAYER_FUNCTION void standardise(const Data<V>& data, double proof, Program<V>
     for (int i = 0; i < n && Q.full; i++)
       for (int j = own(0); j < n; j += TEAM) Q.P[(size_t)i * ld + j] *= Q.free[i] * Q.free[j];
   }
-  for (int j = own(0); j < n && Q.full; j += TEAM) {
-    V sum(0);
-    for (int i = 0; i < n; i++) sum += absolute(Q.P[(size_t)i * ld + j]);
-    Q.row_size[j] = sum;
-  }
+  sync();
+  size_rows_of_P(Q);
   sync();
   for (int i = 0; i < k; i++) {
     V* row = Q.C + (size_t)i * ld;
-    V most(0), squares(0);
-    for (int j = own(0); j < n; j += TEAM) {
-      row[j] *= Q.unit[i] * Q.free[j];
-      most = larger(absolute(row[j]), most);
-    }
-    most = team_max(most);  // squares neither overflow nor vanish in these units
-    const V scale = V(1) / larger(most, V(NONZERO));
-    for (int j = own(0); j < n; j += TEAM) squares += (row[j] * scale) * (row[j] * scale);
-    const V length = square_root(team_sum(squares)) * most;
-    const V unit = select(length > V(0), V(1) / larger(length, V(NONZERO)), V(1));
-    for (int j = own(0); j < n; j += TEAM) row[j] *= unit;
+    for (int j = own(0); j < n; j += TEAM) row[j] *= Q.unit[i] * Q.free[j];
+    const V length = to_unit_norm(row, n), unit = reciprocal_length(length);
     if (!owns(i)) continue;
     const Mask<V> idle = length == V(0) && Q.d[i] >= V(-proof) * Q.size[i];
     Q.d[i] = i < p ? Q.d[i] * unit : select(idle, V(1), Q.d[i] * unit);
@@ -192,24 +213,11 @@ OPTLAYER_FUNCTION void take_contradiction(Program<V>& Q, System<V>& scratch) {
   least = team_min(least);
   sound = sound && least * least > V(REDUNDANT);
   if (all(sound)) return;
-  // Sweeps of inverse iteration leave of b its components along the eigenvalues far below `small`, but for a ten
-  // thousandth; what is left of that would drive y away.
   const V small(OUTSIDE * (p > 10 ? p : 10));
-  V* part = scratch.m;
-  for (int i = own(0); i < p; i += TEAM) scratch.e[i] = small;
+  for (int i = own(0); i < p; i += TEAM) scratch.e[i] = small, out[i] = Q.d[i];
   const Mask<V> found = !sound && cholesky(scratch.S, ld, scratch.e, scratch.F, ld, scratch.F_inv, p);
-  for (int pass = 0; pass < PASSES; pass++) {
-    for (int i = own(0); i < p; i += TEAM) part[i] = Q.d[i];
-    for (int sweep = 0; sweep < SWEEPS; sweep++) {
-      lower_solve(scratch.F, ld, scratch.F_inv, p, part);
-      lower_solve_transposed(scratch.F, ld, scratch.F_inv, p, part);
-      for (int i = own(0); i < p; i += TEAM) part[i] *= small;
-    }
-    for (int i = own(0); i < p; i += TEAM) {
-      const V outside = select(found, part[i], V(0));
-      out[i] += outside, Q.d[i] -= outside;
-    }
-  }
+  deflate(scratch.F, ld, scratch.F_inv, p, small, found, scratch.m, Q.d);
+  for (int i = own(0); i < p; i += TEAM) out[i] -= Q.d[i];
   sync();
 }
 

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The operator of entropic programs, from its tensors to the call of entropic/call.h; see csrc/operators.h. A machine
-// answers entropic(place, call) and returns how many elements it leaves UNSOLVED, or -1.
+// The operators of entropic programs, from their tensors to the calls of entropic/call.h; see csrc/operators.h. A machine
+// answers entropic(place, call), of which that of a SolveCall returns how many elements it leaves UNSOLVED, or -1.
 #pragma once
 
 #include "../operators.h"
@@ -53,6 +53,40 @@ auto qp(Optional P, Tensor q, Optional G, Optional h, Optional A, Optional b, Op
   call.state = static_cast<double*>(out[13].mutable_data_ptr());
   const int64_t unsolved = call.B > 0 ? Machine::entropic(place, call) : 0;
   return std::tuple_cat(as_tuple(out, std::make_index_sequence<14>()), std::make_tuple(unsolved));
+}
+
+template <class Machine>
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> kkt_solve(Optional P, Optional G, Optional A, Tensor state,
+                                                             Tensor rx, Tensor ry, Tensor rz, Tensor r_box) {
+  const Place place = Machine::place(rx);
+  Batch batch;
+  for (const Tensor* t : {&state, &rx, &ry, &rz, &r_box}) batch.join(*t, 1);
+  const int64_t extra = batch.rank - (state.dim() - 1);
+  Batch own;
+  own.rank = batch.rank - extra;
+  for (int64_t d = 0; d < own.rank; d++) own.size[d] = batch.size[extra + d];
+
+  KktCall call;
+  const int64_t n = length(rx), p = length(ry), m = length(rz);
+  const ScalarType type = float_type(rx);
+  STD_TORCH_CHECK(n > 0 && (m == 0 || G.has_value()) && (p == 0 || A.has_value()), "G or A is absent, or n is 0");
+  call.B = own.count(), call.R = batch.count(0, extra);
+  call.n = narrow(n), call.m = narrow(m), call.p = narrow(p);
+  call.single = type == ScalarType::Float;
+  call.diagonal = P.has_value() && n > 1 && P->size(P->dim() - 2) == 1;
+  Reader matrices(place, own, type), vectors(place, batch, type);
+  call.P = matrices.matrix(P, call.diagonal ? 1 : n, n, "P", !call.diagonal);
+  call.G = matrices.matrix(G, m, n, "G"), call.A = matrices.matrix(A, p, n, "A");
+  call.state = matrices.vector(state, state_size(n, m + p), ScalarType::Double, "state");
+  call.rx = vectors.columns(rx, n, extra, "rx"), call.ry = vectors.columns(ry, p, extra, "ry");
+  call.rz = vectors.columns(rz, m, extra, "rz"), call.r_box = vectors.columns(r_box, n, extra, "r_box");
+
+  Tensor out[] = {make(place, batch, n, type), make(place, batch, p, type), make(place, batch, m, type),
+                  make(place, batch, n, type), make(place, batch, n, type)};
+  void** to[] = {&call.ux, &call.uy, &call.uz, &call.u_box, &call.t};
+  for (int i = 0; i < 5; i++) *to[i] = out[i].mutable_data_ptr();
+  if (call.B > 0 && call.R > 0) Machine::entropic(place, call);
+  return {out[0], out[1], out[2], out[3], out[4]};
 }
 
 }  // namespace entropic

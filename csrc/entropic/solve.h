@@ -263,7 +263,7 @@ struct Solver {
 };
 
 template <class V>
-OPTLAYER_FUNCTION size_t workspace(const optlayer::entropic::SolveCall& call) {
+OPTLAYER_FUNCTION size_t solve_workspace(const optlayer::entropic::SolveCall& call) {
   Arena arena(nullptr);
   Solver<V> solver(call, arena);
   return arena.used();

@@ -19,10 +19,29 @@ namespace OPTLAYER_ISA {
 namespace entropic {
 
 static constexpr double LOOSE = 0.1;        // below this share of the force on a variable P is a perturbation
+static constexpr double NULL_VALUE = 1e-13; // an eigenvalue of S below this, times k, is zero
+static constexpr int SWEEPS = 4, PASSES = 5;
 static constexpr double DEPENDENT = 1e-11;  // a squared pivot of S below this: a row that depends on those before it
 
 // What keeps the scaled S (k, k) of dependent rows definite; its factors do not feel what moves a row by less.
 OPTLAYER_INLINE double shift(int k) { return 8 * EPS * ::sqrt((double)(k > 1 ? k : 1)); }
+
+// Take out of r (k) its components along the eigenvalues of S far below `small`, in some lanes; F is the factor of
+// S + small. Sweeps of inverse iteration leave of r these components but for a few hundredths; what a pass leaves of them
+// the next one takes. The scratch is (k).
+template <class V>
+OPTLAYER_FUNCTION void deflate(const V* F, int ld, const V* inv, int k, V small, Mask<V> which, V* scratch, V* r) {
+  for (int pass = 0; pass < PASSES; pass++) {
+    for (int i = own(0); i < k; i += TEAM) scratch[i] = r[i];
+    for (int sweep = 0; sweep < SWEEPS; sweep++) {
+      lower_solve(F, ld, inv, k, scratch);
+      lower_solve_transposed(F, ld, inv, k, scratch);
+      for (int i = own(0); i < k; i += TEAM) scratch[i] *= small;
+    }
+    for (int i = own(0); i < k; i += TEAM) r[i] -= select(which, scratch[i], V(0));
+  }
+  sync();
+}
 
 template <class V>
 struct System {
@@ -30,18 +49,21 @@ struct System {
   bool full;
   V *L, *L_inv, *H;        // (n, n), (n), (k, n): T L^-T; with a full P only
   V *T, *S, *F, *F_inv;    // (k, n), (k, k), (k, k), (k)
+  V *F_null, *F_null_inv;  // (k, k), (k): the factor of S enlarged, where an exact system needs it
   V *W, *root;             // (n)
   V *a, *g, *unit, *w;     // (k); w is for the caller to set, as W is
   V *t, *force, *e, *m;    // scratch (n), (n), (k), (k)
   V* unused;               // (k), scratch of the callers
-  Mask<V> ok;
+  Mask<V> ok, singular;
+  bool exact, deflates;  // solves of an exact system are projected where S is singular
   V dependent;  // how many rows depend on those before them
 
-  OPTLAYER_METHOD void lay_out(Arena& arena, int n_, int k_, bool full_) {
-    n = n_, k = k_, full = full_, ld = leading<V>(n_), ldk = leading<V>(k_);
+  OPTLAYER_METHOD void lay_out(Arena& arena, int n_, int k_, bool full_, bool exact_ = false) {
+    n = n_, k = k_, full = full_, exact = exact_, deflates = false, ld = leading<V>(n_), ldk = leading<V>(k_);
     L = arena.take<V>(full ? (size_t)n * ld : 0), L_inv = arena.take<V>(full ? n : 0);
     T = arena.take<V>((size_t)k * ld), H = full ? arena.take<V>((size_t)k * ld) : T;
     for (V** matrix : {&S, &F}) *matrix = arena.take<V>((size_t)k * ldk);
+    F_null = arena.take<V>(exact ? (size_t)k * ldk : 0), F_null_inv = arena.take<V>(exact ? k : 0);
     for (V** vector : {&W, &root, &t, &force}) *vector = arena.take<V>(n);
     for (V** vector : {&F_inv, &a, &g, &unit, &w, &e, &m, &unused}) *vector = arena.take<V>(k);
   }
@@ -129,7 +151,13 @@ struct System {
       dependent += select(pivot * pivot < V(DEPENDENT), V(1), V(0));
     }
     dependent = team_sum(dependent);
+    singular = dependent > V(0), deflates = exact && any(singular);
+    if (!deflates) return;
+    for (int i = own(0); i < k; i += TEAM) e[i] = small();
+    cholesky(S, ldk, e, F_null, ldk, F_null_inv, k);
   }
+
+  OPTLAYER_METHOD V small() const { return V(NULL_VALUE * (k > 10 ? k : 10)); }
 
   // t = M^-1 t.
   OPTLAYER_METHOD void tangential() {
@@ -141,8 +169,10 @@ struct System {
   // r = S^-1 r.
   OPTLAYER_METHOD void over_rows(V* r) {
     for (int i = own(0); i < k; i += TEAM) r[i] *= unit[i];
+    if (deflates) deflate(F_null, ldk, F_null_inv, k, small(), singular, unused, r);
     lower_solve(F, ldk, F_inv, k, r);
     lower_solve_transposed(F, ldk, F_inv, k, r);
+    if (deflates) deflate(F_null, ldk, F_null_inv, k, small(), singular, unused, r);
     for (int i = own(0); i < k; i += TEAM) r[i] *= unit[i];
   }
 

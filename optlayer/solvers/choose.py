@@ -85,14 +85,14 @@ def qp_at_once(tensors: Sequence[Tensor | None], options: Sequence[Any]) -> tupl
 
 def _finished(out: tuple[Tensor, ...], left: int, arguments: Sequence[Any]) -> tuple[Tensor, ...]:
     """What the compiled engine found, where nothing is left to solve and failures have been announced."""
-    if left > 0 or (left < 0 and _unsolved(out[5])):
+    if left > 0 or (left < 0 and unsolved(out[5])):
         solve_rest(out, out[5], arguments[:12], ops.QP_CORES, lambda *part: _reference_qp(*part, *arguments[12:]))
     if arguments[17] in ("raise", "warn"):
         _announce(out[5], arguments[:8], arguments[17])
     return out
 
 
-def _unsolved(status: Tensor) -> bool:
+def unsolved(status: Tensor) -> bool:
     """Whether the kernels of a GPU leave an element to the reference engine.
 
     This waits for them, and is the only thing that does: one number is read for a whole batch.  A CUDA graph that is

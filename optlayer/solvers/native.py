@@ -23,7 +23,7 @@ from torch import Tensor
 
 from .. import ops
 
-OPERATORS = ("qp", "kkt_solve", "pull", "kkt_pull", "entropic_qp")
+OPERATORS = ("qp", "kkt_solve", "pull", "kkt_pull", "entropic_qp", "entropic_kkt_solve")
 FORMULATIONS = ("auto", "split", "range")  # in the order of csrc/qp/call.h
 # n + m + p beyond which torch's own matrix products and factorisations are as fast.
 LARGEST = 1024

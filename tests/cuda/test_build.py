@@ -86,7 +86,7 @@ def test_it_loads_where_there_is_no_gpu(library: Path) -> None:
         "import torch; from optlayer.solvers import native\n"
         f"torch.ops.load_library({str(library)!r})\n"
         "print(torch.ops.optlayer_native.cuda_info())\n"
-        "names = ('qp', 'kkt_solve', 'pull', 'kkt_pull')\n"
+        "names = ('qp', 'kkt_solve', 'pull', 'kkt_pull', 'entropic_qp', 'entropic_kkt_solve')\n"
         "has = torch._C._dispatch_has_kernel_for_dispatch_key\n"
         "print(all(has(f'optlayer_native::{name}', 'CUDA') for name in names))"
     )

@@ -13,6 +13,9 @@
 #include <string>
 #include <vector>
 
+#include "entropic/adjoint.h"
+#include "entropic/operators.h"
+#include "entropic/solve.h"
 #include "operators.h"
 #include "qp/cuda/gradients.h"
 #include "qp/cuda/work.h"
@@ -86,6 +89,17 @@ struct Emulated {
     return unsolved;
   }
 
+  static int64_t entropic(const Place&, const optlayer::entropic::SolveCall& call) {
+    run<OPTLAYER_ISA::entropic::Solver<double>>(call);
+    int64_t unsolved = 0;
+    for (int64_t e = 0; e < call.B; e++) unsolved += call.status[e] == UNSOLVED;
+    return unsolved;
+  }
+
+  static void entropic(const Place&, const optlayer::entropic::KktCall& call) {
+    run<OPTLAYER_ISA::entropic::Adjoint<double>>(call);
+  }
+
   static void kkt(const Place&, const KktCall& call) { run<Backward<double>>(BackwardCall{call, {}, {}, {}}); }
 
   static void pull(const Place&, const PullCall& call) {
@@ -110,5 +124,7 @@ STABLE_TORCH_LIBRARY_IMPL(optlayer_native, CPU, m) {
   m.impl("kkt_solve", TORCH_BOX(&optlayer::kkt_solve<optlayer::Emulated>));
   m.impl("pull", TORCH_BOX(&optlayer::pull<optlayer::Emulated>));
   m.impl("kkt_pull", TORCH_BOX(&optlayer::kkt_pull<optlayer::Emulated>));
+  m.impl("entropic_qp", TORCH_BOX(&optlayer::entropic::qp<optlayer::Emulated>));
+  m.impl("entropic_kkt_solve", TORCH_BOX(&optlayer::entropic::kkt_solve<optlayer::Emulated>));
 }
 STABLE_TORCH_LIBRARY_IMPL(optlayer_native, CompositeExplicitAutograd, m) { m.impl("info", TORCH_BOX(&optlayer::info)); }

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // The CPU kernels of entropic programs for one instruction set: compiled once for each, as qp/cpu/engine.cpp is.
+#include "../adjoint.h"
 #include "../solve.h"
 #include "engines.h"
 
@@ -17,7 +18,8 @@ static constexpr int LANES = 2;
 #endif
 
 using Lanes = Pack<double, LANES>;
-static constexpr optlayer::entropic::Engine ENGINE = {LANES, workspace<Lanes>, solve<Lanes>};
+static constexpr optlayer::entropic::Engine ENGINE = {LANES, solve_workspace<Lanes>, solve<Lanes>,
+                                                     kkt_workspace<Lanes>, kkt<Lanes>};
 
 }  // namespace entropic
 }  // namespace OPTLAYER_ISA

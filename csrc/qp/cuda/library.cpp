@@ -16,6 +16,8 @@
 #include <utility>
 #include <vector>
 
+#include "../../entropic/cuda/engines.h"
+#include "../../entropic/operators.h"
 #include "../../operators.h"
 #include "engines.h"
 
@@ -92,11 +94,18 @@ const std::vector<const TeamEngine*>& team_engines() {
   return all;
 }
 
-// The kernels for a program of such a size, or those that the environment variable OPTLAYER_TEAM names.
-const TeamEngine& team_engine(int n, int rows) {
+const std::vector<const entropic::TeamEngine*>& entropic_team_engines() {
+  static const std::vector<const entropic::TeamEngine*> all = {
+      entropic::team_engine_1(), entropic::team_engine_8(), entropic::team_engine_32(), entropic::team_engine_128()};
+  return all;
+}
+
+// Of the kernels those for a program of such a size, or those that the environment variable OPTLAYER_TEAM names.
+template <class Engine>
+const Engine& team_engine(const std::vector<const Engine*>& engines, int n, int rows) {
   const char* wanted = getenv("OPTLAYER_TEAM");
   const int team = wanted != nullptr && *wanted != 0 ? atoi(wanted) : team_for(n, rows);
-  for (const TeamEngine* engine : team_engines())
+  for (const Engine* engine : engines)
     if (engine->team == team) return *engine;
   STD_TORCH_CHECK(false, "OPTLAYER_TEAM is ", wanted, ", expected one of 1, 8, 32, 128");
 }
@@ -136,9 +145,20 @@ struct Gpu {
   }
 
   static int64_t solve(const Place& place, const SolveCall& call) {
-    const TeamEngine& use = team_engine(call.n, call.m + call.p);
+    const TeamEngine& use = team_engine(team_engines(), call.n, call.m + call.p);
     run(place, call, use.team, use.solve);
     return -1;
+  }
+
+  static int64_t entropic(const Place& place, const entropic::SolveCall& call) {
+    const entropic::TeamEngine& use = team_engine(entropic_team_engines(), call.n, call.m + call.p);
+    run(place, call, use.team, use.solve);
+    return -1;
+  }
+
+  static void entropic(const Place& place, const entropic::KktCall& call) {
+    const entropic::TeamEngine& use = team_engine(entropic_team_engines(), call.n, call.m + call.p);
+    run(place, call, use.team, use.kkt);
   }
 
   static void kkt(const Place& place, const KktCall& call) { backward(place, BackwardCall{call, {}, {}, {}}); }
@@ -161,7 +181,7 @@ struct Gpu {
 
  private:
   static void backward(const Place& place, const BackwardCall& call) {
-    const TeamEngine& use = team_engine(call.n, call.m + call.p);
+    const TeamEngine& use = team_engine(team_engines(), call.n, call.m + call.p);
     run(place, call, use.team, use.kkt);
   }
 };
@@ -181,6 +201,8 @@ STABLE_TORCH_LIBRARY_FRAGMENT(optlayer_native, m) {
   m.def("cuda_info() -> str");
 }
 STABLE_TORCH_LIBRARY_IMPL(optlayer_native, CUDA, m) {
+  m.impl("entropic_qp", TORCH_BOX(&optlayer::entropic::qp<optlayer::Gpu>));
+  m.impl("entropic_kkt_solve", TORCH_BOX(&optlayer::entropic::kkt_solve<optlayer::Gpu>));
   m.impl("qp", TORCH_BOX(&optlayer::qp<optlayer::Gpu>));
   m.impl("kkt_solve", TORCH_BOX(&optlayer::kkt_solve<optlayer::Gpu>));
   m.impl("pull", TORCH_BOX(&optlayer::pull<optlayer::Gpu>));

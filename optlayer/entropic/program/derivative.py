@@ -97,7 +97,9 @@ class System(NamedTuple):
 Five = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
 
 
-def _adjoint(system: System, cotangents: Sequence[Tensor | None], zeros: Zeros) -> tuple[Five, Tensor | None]:
+def _adjoint(
+    system: System, cotangents: Sequence[Tensor | None], zeros: Zeros, backend: str
+) -> tuple[Five, Tensor | None]:
     """(u_x, u_y, u_z, u_box, t) for the cotangents of (x, y, z, z_box, t), and what u_x lacks of r_x_bar: that of t."""
     gx, gy, gz, g_box, gt = cotangents
     if gt is not None:
@@ -110,7 +112,7 @@ def _adjoint(system: System, cotangents: Sequence[Tensor | None], zeros: Zeros) 
         gx = add(gx, None if P is None else -torch.where(failed, 0, curvature(P, g)))
         gy = add(gy, None if A is None else -torch.where(failed, 0, matvec(A, g)))
         gz = add(gz, None if G is None else -torch.where(failed, 0, matvec(G, g)))
-    return linear(*system, *zeros.fill((gx, gy, gz, g_box))), gt
+    return linear(*system, *zeros.fill((gx, gy, gz, g_box)), backend), gt
 
 
 def _push(
@@ -141,13 +143,13 @@ class Linear(Function):
 
     @staticmethod
     def forward(*args: Any) -> Any:
-        P, G, A, _, state, factor, _, *r = args
+        P, G, A, _, state, factor, _, *rest = args
         with below_autograd(), full_precision(state.device.type):
-            return operators.entropic_kkt_solve(P, G, A, state, factor, *r)
+            return operators.entropic_kkt_solve(P, G, A, state, factor, *rest)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        system, r = System(*inputs[:7]), inputs[7:]
+        system, r, ctx.backend = System(*inputs[:7]), inputs[7:11], inputs[11]
         ctx.shapes = [None if t is None else t.shape for t in (*system[:4], *r)]
         ctx.zeros = Zeros([t.shape[-1] for t in r], r[0].dtype, r[0].device)
         save(ctx, [True] * 11, *system, *output[:3], output[4])
@@ -157,23 +159,23 @@ class Linear(Function):
         *system, wx, wy, wz, t = ctx.saved_tensors
         system, wants = System(*system), ctx.needs_input_grad
         with full_precision(ctx.zeros.device.type):
-            (ux, uy, uz, u_box, _), direct = _adjoint(system, cotangents, ctx.zeros)
+            (ux, uy, uz, u_box, _), direct = _adjoint(system, cotangents, ctx.zeros, ctx.backend)
             quiet = failed_elements(system.status) & (wx == 0).all(-1, keepdim=True)
             held = [torch.where(quiet, 0, part) for part in (ux, uy, uz)]
             dlog_e = summed(-held[0] * t, ctx.shapes[3], wants[3])
             ux = ux if direct is None else ux + direct
             held[0] = torch.where(quiet, 0, ux)
             matrices = _pull((wx, wy, wz), held, ctx.shapes[:3], wants[:3])
-            rest = zip((ux, uy, uz, u_box), ctx.shapes[4:], wants[7:], strict=True)
-            return *matrices, dlog_e, None, None, None, *(summed(part, shape, want) for part, shape, want in rest)
+            rest = zip((ux, uy, uz, u_box), ctx.shapes[4:], wants[7:11], strict=True)
+            return *matrices, dlog_e, None, None, None, *(summed(part, shape, want) for part, shape, want in rest), None
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> Any:
         *system, wx, wy, wz, t = primals(ctx)
         with full_precision(ctx.zeros.device.type), forward_mode():
             pushed = _push(System(*system), (wx, wy, wz), t, tangents[:4])
-            r = [add(a, b) for a, b in zip((*pushed, None), tangents[7:], strict=True)]
-            return linear(*system, *ctx.zeros.fill(r))
+            r = [add(a, b) for a, b in zip((*pushed, None), tangents[7:11], strict=True)]
+            return linear(*system, *ctx.zeros.fill(r), ctx.backend)
 
     @staticmethod
     def vmap(info: Any, in_dims: Any, *args: Any) -> Any:
@@ -185,9 +187,9 @@ def linear(*args: Any) -> Five:
     """(u_x, u_y, u_z, u_box, t) with K u = r and t = diag(e) u_x, differentiable in P, G, A, log e and r.
 
     Args: the fields of a `System`, then r_x (*batch, n), r_y (*batch, p), r_z (*batch, m), r_box (*batch, n), which
-        broadcast among each other and against the batch.
+        broadcast among each other and against the batch, then the backend.
     """
-    recorded = torch.compiler.is_compiling() or recording((*args[:4], *args[7:]))
+    recorded = torch.compiler.is_compiling() or recording((*args[:4], *args[7:11]))
     u: Five = apply(Linear, *args) if recorded else Linear.forward(*args)
     return u
 
@@ -204,6 +206,7 @@ class Program(Function):
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
         raw, (P, q, G, _, A, *_), tau = Raw(*output), inputs[:8], inputs[8]
         ctx.mark_non_differentiable(*output[6:])
+        ctx.backend = inputs[12]
         ctx.shapes = [None if t is None else t.shape for t in inputs[:9]]
         ctx.zeros = Zeros([raw.x.shape[-1], raw.y.shape[-1], raw.z.shape[-1], raw.x.shape[-1]], q.dtype, q.device)
         kept = (raw.state, raw.factor, raw.status, raw.x, raw.y, raw.z, raw.s, raw.log_x, raw.lower_share)
@@ -215,7 +218,7 @@ class Program(Function):
         wants = ctx.needs_input_grad
         with full_precision(ctx.zeros.device.type):
             raw = (x, y, z, s, log_x, lower_share)
-            gradients = _gradients(P, G, A, tau, (state, factor, status), raw, cotangents[:6], ctx.zeros)
+            gradients = _gradients(P, G, A, tau, (state, factor, status), raw, cotangents[:6], ctx.zeros, ctx.backend)
             w, u, vectors = gradients
             dP, dG, dA = _pull(w, u, (ctx.shapes[0], ctx.shapes[2], ctx.shapes[4]), (wants[0], wants[2], wants[4]))
             named: list[Any] = [dP, vectors[0], dG, vectors[1], dA, *vectors[2:]]
@@ -239,7 +242,7 @@ class Program(Function):
                 None if dub is None else (1 - lower_share) * dub,
             )
             r = ctx.zeros.fill((rx, add(ry, db), add(rz, dh), r_box))
-            dx, dy, dz, dz_box, t = linear(*system, *r)
+            dx, dy, dz, dz_box, t = linear(*system, *r, ctx.backend)
             ds = dz
             if G is not None:
                 ds = torch.where(failed, dz, r[2] - matvec(G, torch.where(failed, 0, dx)))
@@ -272,6 +275,7 @@ def _gradients(
     raw: tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor],
     cotangents: Sequence[Tensor | None],
     zeros: Zeros,
+    backend: str,
 ) -> tuple[tuple[Tensor, ...], tuple[Tensor, Tensor, Tensor], tuple[Tensor, ...]]:
     """w and u for the `pull` on the matrices, and the cotangents of q, h, b, lb, ub and tau, element by element."""
     x, y, z, s, log_x, lower_share = raw
@@ -284,7 +288,7 @@ def _gradients(
         gs = torch.where(failed | torch.isinf(s), 0, gs)
         gx = add(gx, -torch.where(failed, 0, matvec(G.mT, gs)))
     gt = None if gl is None else torch.where(log_x == -torch.inf, 0, gl) / torch.where(failed, 1, tau)
-    (ux, uy, uz, u_box, _), direct = _adjoint(system, (gx, gy, gz, g_box, gt), zeros)
+    (ux, uy, uz, u_box, _), direct = _adjoint(system, (gx, gy, gz, g_box, gt), zeros, backend)
     ux = ux if direct is None else ux + torch.where(failed, 0, direct)
     uz = uz if gs is None else uz + gs
     w = tuple(torch.where(failed, 0, part) for part in (x, y, z))
@@ -323,6 +327,7 @@ def adjoint(
     kept: tuple[Tensor, Tensor, Tensor],
     cotangents: Sequence[Tensor | None],
     wanted: Collection[str],
+    backend: str,
 ) -> dict[str, Tensor]:
     """The gradients of each element of the batch by itself, also in arguments that the batch shares.
 
@@ -337,7 +342,7 @@ def adjoint(
     zeros = Zeros([t.shape[-1] for t in (x, y, z, x)], q.dtype, q.device)
     with full_precision(q.device.type):
         parts = (x, y, z, s, log_x, lower_share)
-        w, u, (dq, dh, db, dlb, dub, dtau) = _gradients(P, G, A, tau, kept, parts, cotangents, zeros)
+        w, u, (dq, dh, db, dlb, dub, dtau) = _gradients(P, G, A, tau, kept, parts, cotangents, zeros, backend)
         batch = u[0].shape[:-1]
         w = tuple(t.expand(*batch, t.shape[-1]) for t in w)
         n = x.shape[-1]
@@ -353,11 +358,11 @@ def _bare_qp(*args: Any) -> Any:
     return apply(Program, *args) if recording(args[:9]) else Program.forward(*args)
 
 
-def _bare_kkt_solve(P: Any, G: Any, A: Any, state: Tensor, factor: Tensor, *r: Tensor) -> Any:
-    refuse_tangents((P, G, A, *r))
-    if recording((P, G, A, *r)):
+def _bare_kkt_solve(P: Any, G: Any, A: Any, state: Tensor, factor: Tensor, *rest: Any) -> Any:
+    refuse_tangents((P, G, A, *rest[:-1]))
+    if recording((P, G, A, *rest[:-1])):
         raise NotImplementedError("optlayer::entropic_kkt_solve has a derivative in optlayer only, not as an operator")
-    return Linear.forward(P, G, A, None, state, factor, None, *r)
+    return Linear.forward(P, G, A, None, state, factor, None, *rest)
 
 
 # Exported and compiled graphs call the operator itself; there too it has its derivative, or refuses.

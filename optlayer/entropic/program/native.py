@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The compiled engine for entropic programs: the operator of csrc/entropic, where the library is there.
+"""The compiled engine for entropic programs: the operators of csrc/entropic, where the library is there.
 
 It solves one problem in each SIMD lane, in float64 whatever the dtype.  What it cannot decide it leaves to the engine
 written in torch.
@@ -21,15 +21,11 @@ LARGEST = 4096  # entries of the rows A and G, n k, beyond which torch's own mat
 LARGEST_FULL = 64  # n with a full P
 
 
-def takes(backend: str, *tensors: Tensor | None) -> bool:
-    """Whether the compiled engine solves the program with these tensors, P, q, G, h, A, b, lb, ub, tau."""
-    P, q, _, h, _, b, *_ = tensors
-    assert q is not None
-    n = q.shape[-1]
-    k = sum(0 if t is None else t.shape[-1] for t in (h, b))
+def takes(backend: str, P: Tensor | None, like: Tensor, rows: int) -> bool:
+    """Whether the compiled engine is to be called, with so many rows of A and G and a vector (*batch, n)."""
+    n = like.shape[-1]
     full = P is not None and P.shape[-2] == n
-    fits = n <= LARGEST_FULL if full else n * max(k, 1) <= LARGEST
-    return q.is_cpu and compiled(backend, q, fits)
+    return compiled(backend, like, n <= LARGEST_FULL if full else n * max(rows, 1) <= LARGEST)
 
 
 def qp(*arguments: Any) -> tuple[Any, ...]:
@@ -45,6 +41,12 @@ def qp(*arguments: Any) -> tuple[Any, ...]:
     return found
 
 
+def kkt_solve(*arguments: Any) -> tuple[Tensor, ...]:
+    """``optlayer::entropic_kkt_solve`` from P, G, A, the state and the right-hand sides alone."""
+    u: tuple[Tensor, ...] = _kkt_solve(*arguments)
+    return u
+
+
 def _qp_fake(*arguments: Any) -> tuple[Any, ...]:
     q, h, b = arguments[1], arguments[3], arguments[5]
     batch = ops.batch_shape(arguments[:9], CORES)
@@ -55,6 +57,14 @@ def _qp_fake(*arguments: Any) -> tuple[Any, ...]:
     return (*vectors, *counts, *rays, q.new_empty(*batch, 2 * n + p + m + 1, dtype=torch.float64), 0)
 
 
+def _kkt_fake(*arguments: Any) -> tuple[Tensor, ...]:
+    state, rx, ry, rz, r_box = arguments[3:]
+    batch = ops.batch_shape((state, rx, ry, rz, r_box), (1,) * 5)
+    return tuple(r.new_empty(*batch, r.shape[-1]) for r in (rx, ry, rz, r_box, rx))
+
+
 if native.available():
+    _kkt_solve = torch.ops.optlayer_native.entropic_kkt_solve.default
+    torch.library.register_fake("optlayer_native::entropic_kkt_solve", _kkt_fake)
     _qp = torch.ops.optlayer_native.entropic_qp.default
     torch.library.register_fake("optlayer_native::entropic_qp", _qp_fake)

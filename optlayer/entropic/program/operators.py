@@ -36,7 +36,7 @@ from ... import ops
 from ...errors import SolverError, warn
 from ...kkt.algebra import NONZERO, dot, mv, take, tmv
 from ...problem import residuals
-from ...solvers.choose import CHUNK, PROOF, opaque, solve_rest
+from ...solvers.choose import CHUNK, PROOF, opaque, solve_rest, unsolved
 from ...status import Status
 from . import closing, interior_point, native, system
 from .kkt import KKT
@@ -55,7 +55,8 @@ library.define(
 )
 library.define(
     "entropic_kkt_solve(Tensor? P, Tensor? G, Tensor? A, Tensor state, Tensor factor, "
-    "Tensor rx, Tensor ry, Tensor rz, Tensor r_box) -> (Tensor ux, Tensor uy, Tensor uz, Tensor u_box, Tensor t)",
+    "Tensor rx, Tensor ry, Tensor rz, Tensor r_box, str backend) -> "
+    "(Tensor ux, Tensor uy, Tensor uz, Tensor u_box, Tensor t)",
     tags=_TAGS,
 )
 entropic_qp = torch.ops.optlayer.entropic_qp.default
@@ -92,11 +93,12 @@ class Solved(NamedTuple):
 
 
 def _qp_kernel(*arguments: Any) -> tuple[Tensor, ...]:
-    tensors, (backend, on_failure) = arguments[:9], arguments[12:14]
-    if native.takes(backend, *tensors):
-        out, left = _compiled_qp(*arguments)
-        if left:
-            solve_rest(out, out[6], tensors, QP_CORES, lambda *part: _reference_qp(*part, *arguments[9:]))
+    tensors, on_failure = arguments[:9], arguments[13]
+    if _compiled(*arguments):
+        *parts, left = native.qp(*arguments[:12], on_failure == "nan")
+        out = (*parts, parts[-1].new_empty(*parts[-1].shape[:-1], 0))
+        if left > 0 or (left < 0 and unsolved(out[6])):
+            solve_rest(out, out[6], tensors, QP_CORES, lambda *part: _reference_qp(*part, *arguments[9:14], False))
     else:
         out = _reference_qp(*arguments)
     if on_failure in ("raise", "warn") and bool((out[6] != Status.SOLVED).any()):
@@ -107,23 +109,10 @@ def _qp_kernel(*arguments: Any) -> tuple[Tensor, ...]:
     return out
 
 
-def _compiled_qp(*arguments: Any) -> tuple[tuple[Tensor, ...], int]:
-    """The outputs by the compiled engine, and how many elements it has left UNSOLVED."""
-    P, G, A, keep = arguments[0], arguments[2], arguments[4], arguments[14]
-    *out, left = native.qp(*arguments[:12], arguments[13] == "nan")
-    factor = _factors(P, G, A, out[-1]) if keep else (out[-1].new_empty(*out[-1].shape[:-1], 0),)
-    return (*out, *factor), left
-
-
-@opaque
-def _factors(P: Tensor | None, G: Tensor | None, A: Tensor | None, state: Tensor) -> tuple[Tensor, ...]:
-    """The factors of K (*batch, size) at the solutions that have this state."""
-    batch, k = state.shape[:-1], sum(0 if t is None else t.shape[-2] for t in (A, G))
-    n = (state.shape[-1] - k - 1) // 2
-    kept = state.reshape(batch.numel(), state.shape[-1])
-    parts = parts_of(batch.numel(), (k + n + 12) * n, state.device)
-    pieces = [State.unpack(kept[i], n, k).system(*_matrices(P, G, A, n, kept, batch, i)).factors() for i in parts]
-    return (torch.cat(pieces).reshape(*batch, pieces[0].shape[-1]),)
+def _compiled(*arguments: Any) -> bool:
+    """Whether the compiled engine, which keeps no factor, takes a call of the operator."""
+    rows = sum(0 if t is None else t.shape[-1] for t in (arguments[3], arguments[5]))
+    return native.takes(arguments[12], arguments[0], arguments[1], rows)
 
 
 @opaque
@@ -367,8 +356,15 @@ def _report(status: Tensor, arguments: Sequence[Tensor | None]) -> str:
 # ---- the KKT matrix --------------------------------------------------------------------------------------------------
 
 
+def _kkt_kernel(*arguments: Any) -> tuple[Tensor, ...]:
+    P, G, A, state, factor, rx, ry, rz, r_box, backend = arguments
+    if not factor.shape[-1] and native.takes(backend, P, rx, ry.shape[-1] + rz.shape[-1]):
+        return native.kkt_solve(P, G, A, state, rx, ry, rz, r_box)
+    return _reference_kkt_solve(*arguments[:-1])
+
+
 @opaque
-def _kkt_kernel(
+def _reference_kkt_solve(
     P: Tensor | None,
     G: Tensor | None,
     A: Tensor | None,
@@ -436,13 +432,14 @@ def _qp_fake(*arguments: Any) -> tuple[Tensor, ...]:
     vectors = [q.new_empty(*batch, size) for size in (n, p, m, n, m, n)]
     counts = [q.new_empty(batch, dtype=torch.int64) for _ in range(3)]
     rays = [q.new_empty(*batch, size) for size in (n, p, m, n)]
-    size = KKT.size(n, p + m, full) if arguments[14] else 0
+    kept = arguments[14] and (q.device.type == "meta" or not _compiled(*arguments))
+    size = KKT.size(n, p + m, full) if kept else 0
     packed = [q.new_empty(*batch, s, dtype=torch.float64) for s in (State.size(n, p + m), size)]
     return (*vectors, *counts, *rays, *packed)
 
 
 def _kkt_fake(*arguments: Any) -> tuple[Tensor, ...]:
-    state, _, rx, ry, rz, r_box = arguments[3:]
+    state, _, rx, ry, rz, r_box, _ = arguments[3:]
     batch = ops.batch_shape((state, rx, ry, rz, r_box), (1,) * 5)
     return tuple(r.new_empty(*batch, r.shape[-1]) for r in (rx, ry, rz, r_box, rx))
 
