@@ -112,13 +112,19 @@ OPTLAYER_INLINE void solve_tile(X (&c)[R][S], const V* L, ptrdiff_t ldl, const V
   }
 }
 
+// Positive normal numbers.
+template <class V>
+constexpr double LEAST_PIVOT = sizeof(Scalar<V>) == 8 ? 2.3e-308 : 1.2e-38;
+template <class V>
+constexpr double LARGEST_PIVOT = sizeof(Scalar<V>) == 8 ? 1.7e308 : 3.4e38;
+
 // The Cholesky factor of the lower triangle of c in its place, and the reciprocals of the diagonal. What a pivot takes
 // from the rows below needs its reciprocal only: the square root is off the critical path.
 template <int S, class V>
 OPTLAYER_INLINE void factor_tile(V (&c)[S][S], V* inv, Mask<V>& ok) {
   OPTLAYER_UNROLL for (int s = 0; s < S; s++) {
     const V pivot = c[s][s], reciprocal = V(1) / pivot, root = square_root(pivot);
-    ok = ok && pivot >= V(2.3e-308) && pivot <= V(1.7e308);
+    ok = ok && pivot >= V(LEAST_PIVOT<V>) && pivot <= V(LARGEST_PIVOT<V>);
     OPTLAYER_UNROLL for (int t = s + 1; t < S; t++) {
       const V factor = c[t][s] * reciprocal;
       OPTLAYER_UNROLL for (int r = t; r < S; r++) subtract_product(c[r][t], c[r][s], factor);

@@ -22,7 +22,44 @@ static constexpr double PROGRESS = 0.9;               // a residual below this p
 static constexpr double STUCK = 0.8;    // one that keeps more than this part over a step may belong to no solution
 static constexpr double DIVERGED = 1e3; // scaled variables of this size may be on a ray
 static constexpr double RIPE = 1e-4;    // relative residuals at which the active set may show
+static constexpr double ROUGH = 1e-2;   // the same, at a point that float32 found ripe
 static constexpr double RIPER = 1e-3;   // of the residuals at a failed attempt: worth another
+
+// How far an interior point has come, and the proximal term of its next step.
+template <class V>
+struct Path {
+  V iterations = V(0);
+  V reference = V(0);  // the distance from the solution at the start
+  V proximal = V(PROXIMAL);
+  V ripe = V(RIPE);    // relative residuals at which to look for the active set
+
+  // Before the lanes that are `moving` take a step.
+  OPTLAYER_METHOD void step(const Newton<V>& newton, Mask<V> moving) {
+    const V distance = select(newton.alone, larger(newton.primal, newton.dual), newton.mu);
+    reference = select(moving && iterations == V(0), larger(distance, V(NONZERO<V>)), reference);
+    proximal = select(moving, smaller(proximal, V(PROXIMAL) * distance / reference), proximal);
+    iterations += select(moving, V(1), V(0));
+  }
+  OPTLAYER_METHOD V rho() const { return larger(proximal, V(RHO_MIN)); }
+  OPTLAYER_METHOD V delta(const Rules& rules) const { return larger(proximal, V(rules.delta)); }
+};
+
+// Whether anything gets better, by a tenth at least.
+template <class V>
+struct Progress {
+  V records[4] = {V(INFINITY), V(INFINITY), V(INFINITY), V(INFINITY)};
+  V age = V(0);  // iterations since it last did
+
+  OPTLAYER_METHOD void look(const V (&values)[4], Mask<V> moved) {
+    Mask<V> any_better(false);
+    for (int i = 0; i < 4; i++) {
+      const Mask<V> better = values[i] < V(PROGRESS) * records[i];
+      records[i] = select(better, values[i], records[i]);
+      any_better = any_better || better;
+    }
+    age = select(moved, select(any_better, V(0), age + V(1)), age);
+  }
+};
 
 template <class V>
 struct Interior {
@@ -31,11 +68,12 @@ struct Interior {
   V *last_x, *last_v, *last_Px, *last_Cx;  // the iterate before
   V *trial, *step_x, *step_P, *step_C;
   V *best_x, *best_v, *best_s;  // the best iterate among those that meet the contract
-  V iterations;
+  Path<V> path;
   Mask<V> solved;     // the point stands for a solution, not yet polished
   Mask<V> finished;   // polished early and done
   Mask<V> infeasible, unbounded;
   Mask<V> exhausted;
+  Mask<V> stepped;    // here: last_x and last_v are there
   bool went_on;       // after the last attempt to finish: what that left in the memory that is shared is overwritten
 
   OPTLAYER_METHOD void lay_out(Arena& arena, int n, int r, int p, bool bounds, bool in_range_space) {
@@ -46,39 +84,33 @@ struct Interior {
     for (V** vector : {&best_v, &best_s}) *vector = arena.take<V>(newton.most);
   }
 
-  // Run on the lanes of `which`, from the start or the warm start already in the point. `polish(ripe)` tries to finish
+  // Run on the lanes of `which`, from the point that is there, which came by `path`. `polish(ripe)` tries to finish
   // the lanes of `ripe` from the present point and returns those that it finished. A ripe lane waits for the attempt
   // until no lane moves, and goes on from where it stood if the attempt fails: nothing depends on its neighbours.
   template <class Polish>
-  OPTLAYER_METHOD void run(Mask<V> which, Mask<V> sound, Polish polish) {
+  OPTLAYER_METHOD void run(Mask<V> which, Mask<V> sound, const Path<V>& by, Polish polish) {
+    path = by;
     const Rules& rules = *newton.rules;
     const int n = newton.n, r = newton.r;
     Mask<V> running = which, moved = which, even(true);
-    solved = finished = infeasible = unbounded = exhausted = Mask<V>(false);
+    solved = finished = infeasible = unbounded = exhausted = stepped = Mask<V>(false);
     went_on = true;
-    iterations = V(0);
-    V records[4], age(0), after(0), reference(0), proximal(PROXIMAL), ripe(RIPE), best(INFINITY), last_p(0), last_d(0);
-    for (V& record : records) record = V(INFINITY);
+    V after(0), best(INFINITY), last_p(0), last_d(0);
+    Progress<V> progress;
     for (;;) {
       newton.measure(moved);
       const V worst = larger(larger(newton.primal, newton.dual), newton.gap);
-      const Mask<V> met = newton.contract <= V(1), exact = worst <= V(rules.relative), waits = worst < ripe;
+      const Mask<V> met = newton.contract <= V(1), exact = worst <= V(rules.relative), waits = worst < path.ripe;
 
       after = select(moved && (met || after > V(0)), after + V(1), after);
       keep_best(moved && met, best);
       const V open_mu = select(newton.gap > V(rules.relative), newton.mu, V(0)), least(0.1 * rules.relative);
       const V values[4] = {larger(newton.primal, least), larger(newton.dual, least), larger(newton.gap, least), open_mu};
-      Mask<V> progress(false);
-      for (int i = 0; i < 4; i++) {
-        const Mask<V> better = values[i] < V(PROGRESS) * records[i];
-        records[i] = select(better, values[i], records[i]);
-        progress = progress || better;
-      }
-      age = select(moved, select(progress, V(0), age + V(1)), age);
+      progress.look(values, moved);
 
       const Mask<V> ends = running && met && exact && !waits;
-      const Mask<V> stalled = age > V(STALL) || after > V(AFTER_CONTRACT), broken = !(newton.contract < V(INFINITY)) || !sound;
-      const Mask<V> at_limit = iterations >= V(rules.max_iter);
+      const Mask<V> stalled = progress.age > V(STALL) || after > V(AFTER_CONTRACT);
+      const Mask<V> broken = !(newton.contract < V(INFINITY)) || !sound, at_limit = path.iterations >= V(rules.max_iter);
       const Mask<V> gives_up = running && !ends && (((stalled || at_limit) && !waits) || broken);
       const Mask<V> takes_best = gives_up && best <= V(1), stops = gives_up && !takes_best && !stalled && !broken;
       if (any(takes_best)) restore_best(takes_best);
@@ -94,13 +126,11 @@ struct Interior {
         const Mask<V> accepted = polish(running);
         went_on = false;
         finished = finished || accepted;
-        ripe = select(running, worst * V(RIPER), ripe);
+        path.ripe = select(running, worst * V(RIPER), path.ripe);
         running = running && !accepted;
         continue;
       }
-      const V distance = select(newton.alone, larger(newton.primal, newton.dual), newton.mu);
-      reference = select(moved && iterations == V(0), larger(distance, V(NONZERO)), reference);
-      proximal = select(moved, smaller(proximal, V(PROXIMAL) * distance / reference), proximal);
+      path.step(newton, moved);
       for (int i = own(0); i < r; i += TEAM) last_v[i] = select(moved, newton.at.v[i], last_v[i]);
       if (!newton.ranged) {
         for (int i = own(0); i < r; i += TEAM) last_Cx[i] = select(moved, newton.Ex[i], last_Cx[i]);
@@ -111,8 +141,8 @@ struct Interior {
       }
       last_p = select(moved, newton.primal, last_p), last_d = select(moved, newton.dual, last_d);
       went_on = true;
-      sound = newton.advance(larger(proximal, V(RHO_MIN)), larger(proximal, V(rules.delta)), moved) || !moved;
-      iterations += select(moved, V(1), V(0));
+      sound = newton.advance(path.rho(), path.delta(rules), moved) || !moved;
+      stepped = stepped || moved;
       even = (moved && !even) || (!moved && even);
     }
   }
@@ -142,7 +172,7 @@ struct Interior {
     const Program<V>& Q = *newton.Q;
     const int n = newton.n, r = newton.r, p = newton.p;
     if (!any(candidates)) return;
-    const Mask<V> stepped = iterations > V(0), late = candidates && (stepped || newton.alone);
+    const Mask<V> late = candidates && (stepped || newton.alone);
     Mask<V> primal = late && newton.primal > V(1e-12) && (!stepped || newton.primal > V(STUCK) * last_p);
     Mask<V> dual = late && newton.dual > V(1e-12) && (!stepped || newton.dual > V(STUCK) * last_d);
     dual = newton.ranged ? Mask<V>(false) : dual && norm(newton.at.x, n) > V(DIVERGED);

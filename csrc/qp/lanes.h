@@ -129,9 +129,9 @@ OPTLAYER_INLINE int64_t store_squares(const Pack<double, W>* from, int64_t count
 }
 
 // One lane from each of W values: lane l of base[index[l]].
-template <int W>
-OPTLAYER_INLINE Pack<double, W> gathered(const Pack<double, W>* base, const int32_t* index) {
-  typename Pack<double, W>::Raw raw = {};
+template <class S, int W>
+OPTLAYER_INLINE Pack<S, W> gathered(const Pack<S, W>* base, const int32_t* index) {
+  typename Pack<S, W>::Raw raw = {};
   OPTLAYER_UNROLL for (int l = 0; l < W; l++) raw[l] = lane(base[index[l]], l);
   return raw;
 }

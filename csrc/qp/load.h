@@ -51,10 +51,15 @@ OPTLAYER_FUNCTION void load_matrix(const Input& from, bool single, const Element
 // NaN where some value is not finite, else 0.
 template <class V>
 OPTLAYER_FUNCTION V unsound(const V* values, int rows, int cols, int ld) {
-  V sum(0);
-  for (int i = 0; i < rows; i++)
-    for (int j = own(0); j < cols; j += TEAM) sum += values[i * ld + j] * V(0);
-  return team_sum(sum);
+  V sums[4] = {V(0), V(0), V(0), V(0)};  // none waits for the one before
+  for (int i = 0; i < rows; i++) {
+    const V* row = values + (size_t)i * ld;
+    int j = own(0);
+    for (; j + 3 * TEAM < cols; j += 4 * TEAM)
+      OPTLAYER_UNROLL for (int k = 0; k < 4; k++) sums[k] += row[j + k * TEAM] * V(0);
+    for (; j < cols; j += TEAM) sums[0] += row[j] * V(0);
+  }
+  return team_sum((sums[0] + sums[1]) + (sums[2] + sums[3]));
 }
 
 // P = (P + P') / 2 and C = [A; G] in the caller's units. Returns the lanes that hold a NaN or an infinity.

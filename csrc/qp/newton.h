@@ -21,11 +21,13 @@ namespace OPTLAYER_ISA {
 static constexpr double PROXIMAL = 1e-6;                               // rho and delta at the start; both fall with mu
 static constexpr double RHO_MIN = 1e-14;                               // floor of rho
 static constexpr double STEP = 0.95, LONG_STEP = 0.9999, LONG = 0.9;   // fraction to the boundary, beyond 0.9
-static constexpr double TINY = 1e-40;                                  // floor of s and z
+template <class V>
+constexpr double TINY = sizeof(Scalar<V>) == 8 ? 1e-40 : 1e-30;        // floor of s and z
 static constexpr double START_FLOOR = 1e-2;                            // of s and z in the starting point
 static constexpr double FAR = 1e6;     // scaled right-hand sides beyond this do not shape the starting point
 static constexpr double ABSURD = 1e6;  // a warm start so many times larger than the cold one is none
-static constexpr double NONZERO = 1e-300;
+template <class V>
+constexpr double NONZERO = sizeof(Scalar<V>) == 8 ? 1e-300 : 1e-30;
 static constexpr double DRIFT = 1e-6;  // relative residuals below which C x is computed and not updated
 
 template <class V>
@@ -87,6 +89,7 @@ struct Newton {
     fixed = team_sum(sum) > V(0);
     sync();
     count = larger(count, V(1));
+    primal = dual = gap = V(0);  // nothing is measured: the first time C x is computed
   }
 
   // E x (and A x) for all rows, in the lanes of `which`. In the range space C x follows from v.
@@ -130,7 +133,7 @@ struct Newton {
       Mask<V> ok = cholesky(space.K, space.ldk, w, split.F, split.ldf, split.inv_f, r);
       V bump(0);
       for (int attempt = 0; attempt < 4 && !all(ok); attempt++) {
-        bump = select(ok, bump, V(bump_of(attempt)));
+        bump = select(ok, bump, V(bump_of<V>(attempt)));
         for (int i = own(0); i < r; i += TEAM) dz[i] = w[i] + bump * (w[i] + space.K[i * space.ldk + i]);
         ok = cholesky(space.K, space.ldk, dz, split.F, split.ldf, split.inv_f, r);
       }
@@ -151,7 +154,7 @@ struct Newton {
     for (int i = own(0); i < T; i += TEAM) {
       near[i] = i < p ? V(1) : select(e[i] <= V(FAR), Q->live[i], V(0));
       w[i] = i < p ? V(1 / PROXIMAL) : near[i] * V(1 / (1 + PROXIMAL));
-      if (ranged) w[i] = i < p ? V(PROXIMAL) : select(near[i] > V(0), V(1 + PROXIMAL), V(LARGEST_RECIPROCAL));
+      if (ranged) w[i] = i < p ? V(PROXIMAL) : select(near[i] > V(0), V(1 + PROXIMAL), V(LARGEST_RECIPROCAL<V>));
       c[i] = ranged ? e[i] + space.g[i] : e[i];
     }
     for (int j = own(0); j < n; j += TEAM) {
@@ -166,7 +169,6 @@ struct Newton {
     }
     const Mask<V> ok = factor(V(PROXIMAL));
     solve();
-    primal = dual = gap = V(0);  // nothing is measured: the first time C x is computed
     for (int i = own(0); i < T; i += TEAM) at.v[i] = dz[i];
     if (!ranged)
       for (int j = own(0); j < n; j += TEAM) at.x[j] += free[j] * dx[j];
@@ -191,8 +193,8 @@ struct Newton {
       product_sz += at.s[i] * at.v[i], sum_s += at.s[i], sum_z += at.v[i];
     }
     product_sz = team_sum(product_sz), sum_s = team_sum(sum_s), sum_z = team_sum(sum_z);
-    const V more_s = V(0.5) * product_sz / larger(sum_z, V(NONZERO));
-    const V more_z = V(0.5) * product_sz / larger(sum_s, V(NONZERO));
+    const V more_s = V(0.5) * product_sz / larger(sum_z, V(NONZERO<V>));
+    const V more_z = V(0.5) * product_sz / larger(sum_s, V(NONZERO<V>));
     product_sz = V(0);
     for (int i = own(p); i < T; i += TEAM) {
       at.s[i] = near[i] * larger(at.s[i] + more_s, V(START_FLOOR));
@@ -207,7 +209,7 @@ struct Newton {
       const V away = larger(e[i] - Ex[i], V(1));
       at.s[i] = select(apart, away, at.s[i]), at.v[i] = select(apart, mean / away, at.v[i]);
       const Mask<V> absent = Q->live[i] == V(0);
-      at.s[i] = select(absent, V(1), at.s[i]), at.v[i] = select(absent, V(TINY), at.v[i]);
+      at.s[i] = select(absent, V(1), at.s[i]), at.v[i] = select(absent, V(TINY<V>), at.v[i]);
     }
     return ok;
   }
@@ -326,7 +328,7 @@ struct Newton {
   }
 
   OPTLAYER_METHOD V in_tolerance(V residual, V size) const {
-    const double least = rules->eps_abs > NONZERO ? rules->eps_abs : NONZERO;
+    const double least = rules->eps_abs > NONZERO<V> ? rules->eps_abs : NONZERO<V>;
     return residual / larger(V(rules->eps_rel) * size, V(least));
   }
 
@@ -338,7 +340,7 @@ struct Newton {
       const V z = at.v[i], s = at.s[i], live = Q->live[i];
       iz[i] = V(1) / z, is[i] = V(1) / s;
       if (ranged)
-        w[i] = select(moving, select(live > V(0), s * iz[i] + delta, V(LARGEST_RECIPROCAL)), V(1));
+        w[i] = select(moving, select(live > V(0), s * iz[i] + delta, V(LARGEST_RECIPROCAL<V>)), V(1));
       else
         w[i] = select(moving, live * z / (s + delta * z), live);
       c[i] = live * (s - rz[i]);
@@ -356,7 +358,7 @@ struct Newton {
     if (ranged) worst_s = worst_z = smaller(worst_s, worst_z);
     V step_s = V(-1) / worst_s, step_z = V(-1) / worst_z, affine(0);
     for (int i = own(p); i < T; i += TEAM) affine += Q->live[i] * (at.s[i] + step_s * ds[i]) * (at.v[i] + step_z * dz[i]);
-    V sigma = positive(team_sum(affine) / count) / larger(mu, V(NONZERO));
+    V sigma = positive(team_sum(affine) / count) / larger(mu, V(NONZERO<V>));
     sigma = smaller(sigma * sigma * sigma, V(1));
     const V target = sigma * mu;
     for (int i = own(p); i < T; i += TEAM) {
@@ -384,8 +386,8 @@ struct Newton {
         at.x[j] = select(moving, at.x[j] + step_s * (boxes ? free[j] * dx[j] : dx[j]), at.x[j]);
     for (int i = own(0); i < p; i += TEAM) at.v[i] = select(moving, at.v[i] + step_z * dz[i], at.v[i]);
     for (int i = own(p); i < T; i += TEAM) {
-      at.s[i] = select(moving, larger(at.s[i] + step_s * ds[i], V(TINY)), at.s[i]);
-      at.v[i] = select(moving, larger(at.v[i] + step_z * dz[i], V(TINY)), at.v[i]);
+      at.s[i] = select(moving, larger(at.s[i] + step_s * ds[i], V(TINY<V>)), at.s[i]);
+      at.v[i] = select(moving, larger(at.v[i] + step_z * dz[i], V(TINY<V>)), at.v[i]);
     }
     return ok;
   }

@@ -19,7 +19,8 @@ namespace OPTLAYER_ISA {
 static constexpr double PIVOT_RATIO = 1e-6;       // least admissible min L_ii^2 / max L_ii^2
 static constexpr double DEFINITE_RATIO = 1e-12;   // below it rounding alone may have made P definite
 static constexpr double ROWS_PER_VARIABLE = 1.6;  // where its cost meets the split's
-static constexpr double LARGEST_RECIPROCAL = 1e60; // of a weight: a row of weight zero is not there
+template <class V>
+constexpr double LARGEST_RECIPROCAL = sizeof(Scalar<V>) == 8 ? 1e60 : 1e30; // of a weight: a row of weight zero is not there
 
 template <class V>
 struct RangeSpace {

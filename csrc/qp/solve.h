@@ -8,7 +8,7 @@
 // polish.h refuses) keeps the status UNSOLVED and is left to the reference engine.
 #pragma once
 
-#include "interior.h"
+#include "approach.h"
 #include "load.h"
 #include "polish.h"
 #include "scaling.h"
@@ -16,6 +16,7 @@
 namespace optlayer {
 namespace OPTLAYER_ISA {
 
+static constexpr double DISTANT = 1e5;     // scaled right-hand sides beyond it leave float32 too few digits for the rest
 static constexpr double ALMOST = 1e3;      // a residual within this factor of its tolerance is almost small enough
 static constexpr double CONVEXITY = 3e-5;  // of max |P|: below it a negative eigenvalue is a rounded datum
 
@@ -29,6 +30,11 @@ struct Solver {
   V *out_x, *out_v, *out_box, *out_s, *out_share;
   bool shared;          // the batch has one P, G and A, in the range space: they are set up once
   bool set_up = false;  // and they have been
+
+  Elements<V> elements{0, 0};  // the pack at hand
+  Mask<V> invalid, crossed;    // bad data, lb > ub
+  Mask<V> good, in_range;      // neither of these and convex; in the range space
+  Mask<V> sturdy;              // good in float32, too
 
   OPTLAYER_METHOD Solver(const SolveCall& given, Arena& arena) : call(given), rules(given) {
     const int n = call.n, m = call.m, p = call.p, r = m + p;
@@ -48,23 +54,49 @@ struct Solver {
     return call.m + call.p <= ROWS_PER_VARIABLE * call.n;
   }
 
-  OPTLAYER_METHOD void run(const Elements<V>& elements) {
+  // Load the problems of a pack and choose their form.
+  OPTLAYER_METHOD void open(const Elements<V>& given) {
+    elements = given;
     Newton<V>& newton = interior.newton;
-    Mask<V> invalid, crossed, admitted, definite, convex;
+    Mask<V> admitted, definite, convex;
     sync();
-    prepare(elements, invalid, crossed, admitted, definite, convex);
+    prepare(invalid, crossed, admitted, definite, convex);
     if (shared && !(all(admitted) && all(definite))) {  // start over without sharing
       shared = false;
-      prepare(elements, invalid, crossed, admitted, definite, convex);
+      prepare(invalid, crossed, admitted, definite, convex);
     }
-    const Mask<V> bad = invalid || crossed;
     scale_vectors(Q);
     Mask<V> bounded(false);
     if (Q.boxes)
       for (int j = own(0); j < Q.n; j += TEAM) bounded = bounded || Q.has_lo[j] + Q.has_hi[j] + Q.fixed[j] > V(0);
     bounded = team_any(bounded);
-    const Mask<V> good = !bad && convex;
-    const Mask<V> in_range = ranges() ? good && admitted && !bounded : Mask<V>(false);
+    good = !(invalid || crossed) && convex;
+    V most(0);
+    for (int i = own(0); i < Q.r; i += TEAM) most = larger(absolute(Q.d[i]), most);
+    for (int j = own(0); Q.boxes && j < Q.n; j += TEAM) most = larger(larger(absolute(Q.lo[j]), absolute(Q.hi[j])), most);
+    sturdy = good && admitted && team_max(most) < V(DISTANT);
+    in_range = ranges() ? good && admitted && !bounded : Mask<V>(false);
+    if (!any(in_range)) return;
+    if (!shared || !set_up) newton.space.set_up(Q, in_range);
+    newton.space.set_cost(Q);
+    set_up = true;
+  }
+
+  OPTLAYER_METHOD void run(const Elements<V>& given) {
+    open(given);
+    close();
+  }
+
+  // The lanes that take this form and may begin in float32.
+  OPTLAYER_METHOD Mask<V> approaching(bool ranged) const { return sturdy && (ranged ? in_range : !in_range); }
+
+  OPTLAYER_METHOD bool warm() const {
+    return call.x0.data != nullptr || call.y0.data != nullptr || call.z0.data != nullptr || call.z_box0.data != nullptr;
+  }
+
+  // Solve them, those that arrived on the first or second side of an approach from there, and write the answers.
+  OPTLAYER_METHOD void close(const Approach<V>* approach = nullptr, int side = 0) {
+    Newton<V>& newton = interior.newton;
     polisher.reset();
     interior.certificates.clear(Q.n, Q.r);
     V iterations(0);
@@ -72,16 +104,19 @@ struct Solver {
     for (int form = 0; form < 2; form++) {
       const Mask<V> which = form == 0 ? in_range : good && !in_range;
       if (!any(which)) continue;
-      if (form == 0) {
-        if (!shared || !set_up) newton.space.set_up(Q, in_range);
-        newton.space.set_cost(Q);
-        set_up = true;
-      }
       newton.begin(Q, rules, form == 0);
-      const Mask<V> sound = newton.start();
-      if (call.x0.data != nullptr || call.y0.data != nullptr || call.z0.data != nullptr || call.z_box0.data != nullptr)
-        warm_start(elements);
-      interior.run(which, sound, [&](Mask<V> ripe) { return attempt(ripe, form == 0, true); });
+      Path<V> path;
+      Mask<V> sound(true), arrived(false);
+      bool approached = false;
+      if constexpr (lanes<V> > 1) {
+        approached = approach != nullptr && approach->ranged == (form == 0);
+        if (approached) arrived = approach->arrivals(side);
+      }
+      if (any(which && !arrived)) sound = newton.start() || arrived;
+      if constexpr (lanes<V> > 1)
+        if (approached) path = approach->give(side, Q, newton);
+      if (warm()) warm_start();
+      interior.run(which, sound, path, [&](Mask<V> ripe) { return attempt(ripe, form == 0, true); });
       if (interior.went_on) polisher.forget_factor();
       // what stands for a solution, or for want of iterations has to, and is not finished gets the ordinary polish, and
       // where that fails the central K
@@ -95,7 +130,7 @@ struct Solver {
       solved = solved || interior.solved || interior.finished;
       infeasible = infeasible || interior.infeasible, unbounded = unbounded || interior.unbounded;
       exhausted = exhausted || interior.exhausted;
-      iterations = select(which, interior.iterations, iterations);
+      iterations = select(which, interior.path.iterations, iterations);
     }
     V status((double)UNSOLVED);
     const Mask<V> fits = (solved || exhausted) && polisher.fits();
@@ -107,12 +142,12 @@ struct Solver {
     status = select(infeasible || crossed, V((double)PRIMAL_INFEASIBLE), status);
     status = select(unbounded, V((double)DUAL_INFEASIBLE), status);
     status = select(invalid, V((double)INVALID_DATA), status);
-    write(elements, status, iterations, any(infeasible || unbounded));
+    write(status, iterations, any(infeasible || unbounded));
   }
 
   // Load the problems and bring their matrices to scale. `admitted`: P permits the range space; `definite`: P has a
   // Cholesky factor; `convex`: but for rounding it has no negative eigenvalue.
-  OPTLAYER_METHOD void prepare(const Elements<V>& elements, Mask<V>& invalid, Mask<V>& crossed, Mask<V>& admitted,
+  OPTLAYER_METHOD void prepare(Mask<V>& invalid, Mask<V>& crossed, Mask<V>& admitted,
                                Mask<V>& definite, Mask<V>& convex) {
     Newton<V>& newton = interior.newton;
     admitted = definite = convex = Mask<V>(true);
@@ -157,11 +192,11 @@ struct Solver {
       }
     most = team_max(most);
     V* add = interior.newton.dx;
-    for (int i = own(0); i < Q.n; i += TEAM) add[i] = V(CONVEXITY) * most + V(NONZERO);
+    for (int i = own(0); i < Q.n; i += TEAM) add[i] = V(CONVEXITY) * most + V(NONZERO<V>);
     return cholesky(scratch.L, scratch.ld, add, scratch.L, scratch.ld, scratch.inv, Q.n);
   }
 
-  OPTLAYER_METHOD void warm_start(const Elements<V>& elements) {
+  OPTLAYER_METHOD void warm_start() {
     Newton<V>& newton = interior.newton;
     const int n = Q.n, r = Q.r, p = Q.p;
     V *x = newton.dx, *v = newton.dz, *box = newton.Gz;
@@ -189,12 +224,12 @@ struct Solver {
         continue;
       }
       const V lower = Q.has_lo[j] * at.z_lo[j] / at.s_lo[j], upper = Q.has_hi[j] * at.z_hi[j] / at.s_hi[j];
-      const V share = select(lower + upper > V(0), lower / larger(lower + upper, V(NONZERO)), V(0));
+      const V share = select(lower + upper > V(0), lower / larger(lower + upper, V(NONZERO<V>)), V(0));
       out_share[j] = select(which, share, out_share[j]);
     }
   }
 
-  OPTLAYER_METHOD void write(const Elements<V>& elements, V status, V iterations, bool proven) {
+  OPTLAYER_METHOD void write(V status, V iterations, bool proven) {
     const int n = Q.n, m = Q.m, p = Q.p, r = Q.r;
     const Mask<V> solved = status == V((double)SOLVED);
     const Mask<V> usable = status == V((double)ALMOST_SOLVED) || status == V((double)MAX_ITERATIONS);
@@ -217,18 +252,18 @@ struct Solver {
     sync();
     const bool bare = !Q.boxes && all(solved);
     const Certificates<V>& proof = interior.certificates;
-    store_vector(elements, out_x, n, call.x);
-    store_vector(elements, out_v, p, call.y);
-    store_vector(elements, out_v + p, m, call.z);
-    store_vector(elements, bare ? nullptr : out_box, n, call.z_box);
-    store_vector(elements, out_s + p, m, call.s);
-    store_vector(elements, bare ? nullptr : out_share, n, call.lower_share);
+    store_vector(out_x, n, call.x);
+    store_vector(out_v, p, call.y);
+    store_vector(out_v + p, m, call.z);
+    store_vector(bare ? nullptr : out_box, n, call.z_box);
+    store_vector(out_s + p, m, call.s);
+    store_vector(bare ? nullptr : out_share, n, call.lower_share);
     if (proven) {
-      store_vector(elements, proof.x, n, call.ray, n + r + n, 0);
-      store_vector(elements, proof.v, r, call.ray, n + r + n, n);
-      store_vector(elements, proof.box, n, call.ray, n + r + n, n + r);
+      store_vector(proof.x, n, call.ray, n + r + n, 0);
+      store_vector(proof.v, r, call.ray, n + r + n, n);
+      store_vector(proof.box, n, call.ray, n + r + n, n + r);
     } else {
-      store_vector(elements, nullptr, n + r + n, call.ray);
+      store_vector(nullptr, n + r + n, call.ray);
     }
     for (int l = 0; l < elements.used && rank() == 0; l++) {
       const int64_t e = elements.at[l];
@@ -241,12 +276,12 @@ struct Solver {
   }
 
   // Zeros where `from` is null.
-  OPTLAYER_METHOD void store_vector(const Elements<V>& elements, const V* from, int count, void* to) {
-    store_vector(elements, from, count, to, count, 0);
+  OPTLAYER_METHOD void store_vector(const V* from, int count, void* to) {
+    store_vector(from, count, to, count, 0);
   }
 
   // The same from entry `start` on of rows of `size` entries; zeros fill whole rows.
-  OPTLAYER_METHOD void store_vector(const Elements<V>& elements, const V* from, int count, void* to, int size, int start) {
+  OPTLAYER_METHOD void store_vector(const V* from, int count, void* to, int size, int start) {
     if (count == 0) return;
     if (from == nullptr) {
       const size_t row = (call.single ? sizeof(float) : sizeof(double)) * count;
@@ -259,18 +294,62 @@ struct Solver {
   }
 };
 
+#if !defined(OPTLAYER_DEVICE)
+
+// Two packs at a time, which begin in float32 together.
+template <class V>
+struct Pair {
+  Solver<V> solvers[2];
+  Approach<V> approach;
+  bool approaches;
+
+  OPTLAYER_METHOD Pair(const SolveCall& call, Arena& arena) : solvers{{call, arena}, {call, arena}} {
+    const bool bounds = call.lb.data != nullptr || call.ub.data != nullptr;
+    approaches = call.P.data != nullptr && !solvers[0].warm();
+    if (approaches) approach.lay_out(arena, call.n, call.m, call.p, bounds, !bounds && solvers[0].ranges());
+  }
+
+  OPTLAYER_METHOD void run(int64_t begin, int64_t end) {
+    for (int64_t e = begin; e < end; e += 2 * lanes<V>) {
+      const int count = end - e > lanes<V> ? 2 : 1;
+      for (int i = 0; i < count; i++) solvers[i].open(Elements<V>(e + i * lanes<V>, end));
+      const Solver<V>&a = solvers[0], &b = solvers[count - 1];
+      const Mask<V> which_a = a.approaching(approach.ranged), which_b = b.approaching(approach.ranged);
+      const bool used = approaches && any(which_a || which_b);
+      if (used) approach.run(a.Q, b.Q, a.interior.newton.space, b.interior.newton.space, which_a, which_b, a.rules);
+      for (int i = 0; i < count; i++) solvers[i].close(used ? &approach : nullptr, i);
+    }
+  }
+};
+
+#endif
+
+// What goes over the elements of a thread.
+template <class V>
+struct Course {
+  Solver<V> solver;
+  OPTLAYER_METHOD Course(const SolveCall& call, Arena& arena) : solver(call, arena) {}
+  OPTLAYER_METHOD void run(int64_t begin, int64_t end) {
+    for (int64_t e = begin; e < end; e++) solver.run(Elements<V>(e, end));
+  }
+};
+template <class S, int W>
+struct Course<Pack<S, W>> : Pair<Pack<S, W>> {
+  using Pair<Pack<S, W>>::Pair;
+};
+
 template <class V>
 OPTLAYER_FUNCTION size_t solve_workspace(const SolveCall& call) {
   Arena arena(nullptr);
-  Solver<V> solver(call, arena);
+  Course<V> course(call, arena);
   return arena.used();
 }
 
 template <class V>
 OPTLAYER_FUNCTION void solve(const SolveCall& call, int64_t begin, int64_t end, void* workspace) {
   Arena arena(workspace);
-  Solver<V> solver(call, arena);
-  for (int64_t e = begin; e < end; e += lanes<V>) solver.run(Elements<V>(e, end));
+  Course<V> course(call, arena);
+  course.run(begin, end);
 }
 
 }  // namespace OPTLAYER_ISA

@@ -24,9 +24,10 @@ namespace OPTLAYER_ISA {
 
 // Relative enlargements of the diagonal of a matrix whose factorisation breaks down by rounding; refinement takes the
 // perturbation out again.
+template <class V>
 OPTLAYER_FUNCTION double bump_of(int attempt) {
   static constexpr double bumps[] = {1e-14, 1e-12, 1e-10, 1e-8};
-  return bumps[attempt];
+  return sizeof(Scalar<V>) == 8 ? bumps[attempt] : 1e7 * bumps[attempt];
 }
 
 template <class V>
@@ -130,7 +131,7 @@ struct Split {
       }
       ok = cholesky(L, ld, (const V*)nullptr, L, ld, inv, n);
       if (all(ok) || attempt == 4) break;
-      bump = select(ok, bump, V(bump_of(attempt)));
+      bump = select(ok, bump, V(bump_of<V>(attempt)));
     }
     if (k == 0) return ok;
     gather_rows(Q.C, Q.ld, R);
@@ -154,7 +155,7 @@ struct Split {
       mend();
       const Mask<V> ok = cholesky(F, ldf, (const V*)nullptr, F, ldf, inv_f, k);
       if (all(ok) || attempt == 4) return ok;
-      bump = select(ok, bump, V(bump_of(attempt)));
+      bump = select(ok, bump, V(bump_of<V>(attempt)));
     }
   }
 

@@ -109,15 +109,20 @@ struct System {
       split.gather_rows(space.VT, space.ld, split.R);
     }
     const auto fill = [&](Mask<V> which) {
+      const bool anew = all(which);
       for (int s = own(0); s < k; s += TEAM) {
         V* border = split.F + (size_t)s * ldf;
-        const int32_t* row = split.heavy + s * lanes<V>;
-        for (int t = 0; t <= s; t++) {
-          const V scale = split.root[s] * split.root[t];
-          int32_t at[lanes<V>];
-          for (int l = 0; l < lanes<V>; l++) at[l] = row[l] * space.ldk + split.heavy[t * lanes<V> + l];
-          const V entry = (whole ? space.K[(size_t)s * space.ldk + t] : gathered(space.K, at)) * scale;
-          border[t] = select(which, entry, border[t]);
+        const V root = split.root[s];
+        if (whole && anew) {
+          const V* row = space.K + (size_t)s * space.ldk;
+          for (int t = 0; t <= s; t++) border[t] = row[t] * (root * split.root[t]);
+        } else {
+          const int32_t* row = split.heavy + s * lanes<V>;
+          for (int t = 0; t <= s; t++) {
+            int32_t at[lanes<V>];
+            for (int l = 0; l < lanes<V>; l++) at[l] = row[l] * space.ldk + split.heavy[t * lanes<V> + l];
+            border[t] = select(which, gathered(space.K, at) * (root * split.root[t]), border[t]);
+          }
         }
         border[s] += select(which, V(1), V(0));
       }
@@ -365,10 +370,9 @@ struct System {
   OPTLAYER_METHOD V residual(const Program<V>& Q, const V* rx, const V* rv, const V* r_box) {
     const int p = Q.p, m = Q.m, ld = Q.ld;
     product(Q.P, ld, n, n, try_x, try_Px);
-    product(Q.C, ld, r, n, try_x, try_Cx);
     for (int j = own(0); j < n; j += TEAM) try_Aty[j] = try_Gtz[j] = V(0);
-    if (p > 0) product_transposed(Q.C, ld, p, n, try_v, try_Aty);
-    if (m > 0) product_transposed(Q.C + (size_t)p * ld, ld, m, n, try_v + p, try_Gtz);
+    if (p > 0) product_pair(Q.C, ld, p, n, try_x, try_Cx, try_v, try_Aty);
+    if (m > 0) product_pair(Q.C + (size_t)p * ld, ld, m, n, try_x, try_Cx + p, try_v + p, try_Gtz);
     V most(0), sum(0);
     for (int j = own(0); j < n; j += TEAM) {
       V left = rx[j] - try_Px[j] - (try_Aty[j] + try_Gtz[j]);
