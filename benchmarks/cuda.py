@@ -170,7 +170,7 @@ def main() -> int:
                     for method, solve in methods.items():
                         try:
                             found[method] = rate(solve, data, backward)
-                        except RuntimeError as error:  # out of memory, or a peer that fails
+                        except (RuntimeError, ValueError) as error:  # out of memory, or a peer that fails
                             warnings.warn(f"{method}, n = {n}, B = {B}: {str(error).splitlines()[0]}", stacklevel=1)
                     top = roofline(limits, n, size, backward)
                     ours = found.get("native", 0.0)

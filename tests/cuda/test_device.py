@@ -11,7 +11,7 @@ from torch import Tensor
 import optlayer
 from optlayer import Status
 from optlayer.solvers import native
-from optlayer.testing import assert_optimal
+from optlayer.testing import assert_optimal, random_qp
 
 pytestmark = pytest.mark.cuda
 OPTIONS = (1e-9, 1e-9, 200, 0, True, True)
@@ -110,8 +110,8 @@ def test_the_same_bits_every_time() -> None:
     reverse = solve([None if t is None else t.flip(0) for t in tensors], "native")
     assert torch.equal(first.x, again.x) and torch.equal(first.x, reverse.x.flip(0))
     w, u = (
-        [torch.randn(5000, k, device="cuda") for k in (6, 2, 4)],
-        [torch.randn(5000, k, device="cuda") for k in (6, 2, 4)],
+        [torch.randn(50_000, k, device="cuda") for k in (6, 2, 4)],
+        [torch.randn(50_000, k, device="cuda") for k in (6, 2, 4)],
     )
     sums = [torch.ops.optlayer_native.pull(*w, *u, 2, 2, 2) for _ in range(2)]
     assert all(torch.equal(a, b) for a, b in zip(*sums, strict=True))
@@ -135,8 +135,27 @@ def test_opcheck() -> None:
     *out, _ = torch.ops.optlayer_native.qp(*program, *OPTIONS)
     r = [torch.randn(2, *t.shape, dtype=t.dtype, device="cuda") for t in out[:4]]
     torch.library.opcheck(torch.ops.optlayer_native.kkt_solve.default, (P, G, A, *out[10:13], *r))
+    one = [t[0] for t in r]
+    torch.library.opcheck(torch.ops.optlayer_native.kkt_pull.default, (P, G, A, *out[10:13], *one, *out[:3], 1, 2, 1))
     x, y, z, ux, uy, uz = (*out[:3], *(t[0] for t in r[:3]))
     torch.library.opcheck(torch.ops.optlayer_native.pull.default, (x, y, z, ux, uy, uz, 0, 1, 2))
+
+
+@pytest.mark.parametrize("shared", [(), ("P", "G", "A")], ids=["each", "shared"])
+def test_a_backward_pass_is_one_operator(shared: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[str] = []
+    for name in ("kkt_solve", "pull", "kkt_pull"):
+        inner = getattr(native, name)
+        monkeypatch.setattr(native, name, lambda *a, name=name, inner=inner: calls.append(name) or inner(*a))
+    gradients = []
+    for backend in ("native", "reference"):
+        problem = random_qp(**CASES["everything"], batch=(200,), shared=shared, seed=4)
+        tensors = [None if t is None else t.cuda().requires_grad_() for t in problem.tensors]
+        x = solve(tensors, backend).x
+        gradients.append(torch.autograd.grad(x.square().sum(), [t for t in tensors if t is not None]))
+    assert calls == ["kkt_pull"]
+    for a, b in zip(*gradients, strict=True):
+        close(a, b)
 
 
 def test_a_factor_made_anew_is_as_good_as_one_that_was_kept() -> None:
@@ -166,6 +185,7 @@ def test_the_current_stream_is_used() -> None:
     assert torch.equal(x, expected)
 
 
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype")
 def test_nothing_waits_for_the_kernels() -> None:
     tensors = on_device("dense", (100,), 3)
     torch.ops.optlayer_native.qp(*tensors, *OPTIONS)
@@ -207,6 +227,7 @@ def test_a_cuda_graph_records_forward_and_backward() -> None:
     assert torch.equal(x, expected[0]) and torch.equal(gradient, expected[1])
 
 
+@pytest.mark.filterwarnings("ignore:TensorFloat32 tensor cores")  # of the float32 products that there are none of
 def test_compiled() -> None:
     P, q, *rest = on_device("everything", (16,), 7)
     assert q is not None

@@ -73,8 +73,11 @@ def test_every_launch_is_within_the_limits_of_its_gpu(ask: Ask) -> None:
         assert vectors <= need[1] and matrices <= need[2] - need[1]
         assert matrices == 0 or vectors == need[1]  # vectors first
         each = -(-blocks // processors)  # blocks of one processor, all there at once
-        assert each == 1 or (each * threads <= most_threads and each * threads * registers <= REGISTERS)
-        assert each == 1 or each * (fast + reserved) <= shared
+        warps = -(
+            -each * threads // 32 // 4
+        )  # of one of the processor's four parts, which has a quarter of the registers
+        assert each == 1 or (each * threads <= most_threads and warps * 32 * (registers + 7 & ~7) <= REGISTERS // 4)
+        assert each == 1 or each * (-(-(fast + reserved) // 256) * 256) <= shared
         assert (blocks * teams - teams) * (need[2] - vectors - matrices) <= 2 << 30  # but for one block: it must run
 
 

@@ -57,14 +57,16 @@ inline Mapping mapping(const Limits& gpu, int team, int registers, int64_t B, co
   to.team = team;
   to.threads = team < 32 ? 32 : team;
   const int64_t teams = to.teams();
-  const int by_registers = registers > 0 ? gpu.registers / (registers * to.threads) : 1;
+  // registers are dealt out to warps, eight a thread at a time, by each of a processor's four parts
+  const int of_warp = (registers + 7) / 8 * 8 * 32, warps = to.threads / 32;
+  const int by_registers = of_warp > 0 ? gpu.registers / 4 / of_warp * 4 / warps : 1;
   int64_t blocks = gpu.threads / to.threads;
   if (blocks > by_registers) blocks = by_registers;
   if (blocks > 16) blocks = 16;
   if (blocks < 1) blocks = 1;
   const int64_t wanted = (B + teams - 1) / teams, each = (wanted + gpu.processors - 1) / gpu.processors;
   if (blocks > each) blocks = each;  // fewer blocks than would fit have more room
-  size_t budget = gpu.shared / (size_t)blocks;
+  size_t budget = gpu.shared / (size_t)blocks / 256 * 256;  // a block's share is dealt out in such pieces at most
   budget = budget > gpu.reserved ? budget - gpu.reserved : 0;
   if (budget > gpu.shared_block) budget = gpu.shared_block;
   budget = budget / (size_t)teams / 16 * 16;
