@@ -192,6 +192,31 @@ def growth(quick: bool) -> list[list[Any]]:
     return rows
 
 
+def throughput(quick: bool) -> list[list[Any]]:
+    """Solves per second of whole batches by the compiled engine, also with the gradient, and by the reference."""
+    rows: list[list[Any]] = []
+    for n in (4, 10, 50, 200):
+        for k in (k for k in (1, 3, 10) if k < n):
+            for batch in (1, 128, 4096, 100_000)[: 3 if quick or n > 10 else None]:
+                source = torch.Generator().manual_seed(n)
+                A = torch.cat([torch.ones(1, n, dtype=F64), torch.randn(k - 1, n, generator=source, dtype=F64)])
+                inside = torch.softmax(torch.randn(batch, n, generator=source, dtype=F64), -1)
+                q = (3 * torch.randn(batch, n, generator=source, dtype=F64)).requires_grad_()
+
+                def solve(backend: str, q: Tensor, A: Tensor = A, b: Tensor = inside @ A.mT) -> Tensor:
+                    return solve_qp(None, q, A=A, b=b, entropy=1.0, backend=backend).x
+
+                bare = q.detach()
+                runs = (
+                    lambda solve=solve, q=bare: solve("native", q),
+                    lambda solve=solve, q=q: torch.autograd.grad(solve("native", q).sum(), q),
+                    lambda solve=solve, q=bare: solve("reference", q),
+                )
+                rows.append([n, k, batch, *(batch / seconds(run) for run in runs)])
+                print(*map(report.cell, rows[-1]), sep="  ", flush=True)
+    return rows
+
+
 # ---- other libraries -------------------------------------------------------------------------------------------------
 
 
@@ -316,6 +341,8 @@ def main() -> None:
     parts["Median / most iterations, error of x, error of Jv"] = (header, scales(options.quick))
     header = ["constraints", "n", "iterations", "solve, ms", "backward, ms", "exponent of n"]
     parts["Cost of one problem"] = (header, growth(options.quick))
+    header = ["n", "rows", "batch", "solves/s", "with the gradient", "reference engine: solves/s"]
+    parts["Throughput, costs of size 3"] = (header, throughput(options.quick))
     header = ["n", "s", "error of x", "of the gradient", "ms", "cvxpylayers: error of x", "of the gradient", "ms"]
     title = "Softmax with caps and a budget, solve and gradient, beside cvxpylayers"
     parts[title] = (header, against_cvxpylayers(options.peer_seconds))

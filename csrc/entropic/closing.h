@@ -119,7 +119,7 @@ struct Closing {
       if (any(shrinks)) x[j] = select(shrinks, exponential(-(force[j] + base[j]) / Q.tau[j] - V(1)), x[j]);
     }
     find_least(r2);
-    Mask<V> settled = !which;
+    Mask<V> settled = !which, small(false);
     for (int step = 0; step < NEWTON_STEPS; step++) {
       forces();
       V rounding(0);
@@ -130,10 +130,16 @@ struct Closing {
         r1[j] = -(force[j] + Q.tau[j] * (log_x[j] + V(1)));
       }
       for (int i = own(0); i < k; i += TEAM) system.w[i] = select(rows[i] > V(0), V(INFINITY), V(0));
+      product(Q.C, Q.ld, k, n, inner, r2);
+      V off(0);
+      for (int i = own(0); i < k; i += TEAM) {
+        r2[i] = Q.d[i] - r2[i];
+        off = larger(rows[i] * absolute(r2[i]), off);
+      }
+      // a large step of multipliers, where a row was released, leaves rounding in the rows that the next one takes out
+      settled = settled || (small && team_max(off) <= V(S_SIGN) * slack_size);
       system.factor(Q, k, true);
       if (all(settled)) break;
-      product(Q.C, Q.ld, k, n, inner, r2);
-      for (int i = own(0); i < k; i += TEAM) r2[i] = Q.d[i] - r2[i];
       system.solve(Q, r1, r2, dx, dv);
       V most(0);
       for (int j = own(0); j < n; j += TEAM) {
@@ -155,7 +161,7 @@ struct Closing {
       for (int j = own(0); j < n; j += TEAM)
         rounding = larger(Q.free[j] * (absolute(base[j]) + absolute(force[j])) / Q.tau[j], rounding);
       rounding = V(64 * EPS) * team_max(rounding);
-      settled = settled || team_max(most) <= larger(V(QUADRATIC), rounding);
+      small = team_max(most) <= larger(V(QUADRATIC), rounding);
     }
     forces();
     for (int j = own(0); j < n; j += TEAM) tail(j, which);
