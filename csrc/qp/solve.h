@@ -333,10 +333,12 @@ struct Course {
     for (int64_t e = begin; e < end; e++) solver.run(Elements<V>(e, end));
   }
 };
+#if !defined(__CUDACC__)
 template <class S, int W>
 struct Course<Pack<S, W>> : Pair<Pack<S, W>> {
   using Pair<Pack<S, W>>::Pair;
 };
+#endif
 
 template <class V>
 OPTLAYER_FUNCTION size_t solve_workspace(const SolveCall& call) {
