@@ -333,7 +333,7 @@ struct Course {
     for (int64_t e = begin; e < end; e++) solver.run(Elements<V>(e, end));
   }
 };
-#if !defined(__CUDACC__)
+#if !defined(OPTLAYER_DEVICE)
 template <class S, int W>
 struct Course<Pack<S, W>> : Pair<Pack<S, W>> {
   using Pair<Pack<S, W>>::Pair;
