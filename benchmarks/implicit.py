@@ -380,7 +380,8 @@ def main() -> None:
     header += ["forward, ms", "and backward, ms", "over our quickest"]
     parts = {"summary": summary, "Accuracy and time": (header, rows)}
     packages = ["jax", "jaxopt", "optimistix", "lineax", "torchopt"]
-    report.write("implicit", "python -m benchmarks.implicit", "float64", packages, parts)
+    command = "python -m benchmarks.implicit" + " --quick" * options.quick
+    report.write("implicit", command, "float64", packages, parts)
 
 
 if __name__ == "__main__":
