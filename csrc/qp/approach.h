@@ -7,7 +7,8 @@
 // as they do if there is no feasible point, starts anew in float64: its point would be a bad one to go on from.
 //
 // In the range space (range.h) a step needs K, g, d and multipliers only: the float32 program has no variables, and K
-// comes from the float64 factor of P. By the weight split it is the whole program.
+// comes from the float64 factor of P. K must not have more rows than there are variables: it is singular then, and what
+// float32 makes of it is another problem. By the weight split it is the whole program.
 #pragma once
 
 #include "interior.h"

@@ -22,7 +22,7 @@ static constexpr double PROGRESS = 0.9;               // a residual below this p
 static constexpr double STUCK = 0.8;    // one that keeps more than this part over a step may belong to no solution
 static constexpr double DIVERGED = 1e3; // scaled variables of this size may be on a ray
 static constexpr double RIPE = 1e-4;    // relative residuals at which the active set may show
-static constexpr double ROUGH = 1e-2;   // the same, at a point that float32 found ripe
+static constexpr double ROUGH = 1;      // the same at a point that float32 found ripe: right, but for the digits it has
 static constexpr double RIPER = 1e-3;   // of the residuals at a failed attempt: worth another
 
 // How far an interior point has come, and the proximal term of its next step.

@@ -305,8 +305,9 @@ struct Pair {
 
   OPTLAYER_METHOD Pair(const SolveCall& call, Arena& arena) : solvers{{call, arena}, {call, arena}} {
     const bool bounds = call.lb.data != nullptr || call.ub.data != nullptr;
-    approaches = call.P.data != nullptr && !solvers[0].warm();
-    if (approaches) approach.lay_out(arena, call.n, call.m, call.p, bounds, !bounds && solvers[0].ranges());
+    const bool ranged = !bounds && solvers[0].ranges();
+    approaches = call.P.data != nullptr && !solvers[0].warm() && (!ranged || call.m + call.p <= call.n);
+    if (approaches) approach.lay_out(arena, call.n, call.m, call.p, bounds, ranged);
   }
 
   OPTLAYER_METHOD void run(int64_t begin, int64_t end) {

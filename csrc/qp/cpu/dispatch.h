@@ -63,15 +63,16 @@ inline const Engine& engine() { return *chosen().engine; }
 // ---- one or several problems at a time -------------------------------------------------------------------------------
 
 constexpr int64_t SMALL = 24;    // n + m + p up to which lanes are always worth it, also for a single problem
-constexpr int64_t MEDIUM = 300;  // and up to which they are for a few
+constexpr int64_t MEDIUM = 160;  // and up to which they are for a few
+constexpr int64_t LARGER = 300;  // the same where the first steps may be in float32 (qp/approach.h)
 constexpr int64_t FEW = 3;
 constexpr double WORTH = 2e4;    // multiplications that are worth a thread
 constexpr double STEPS = 10;     // factorisations in a solve
 
 inline const Kernels& kernels(int64_t B, int64_t n, int64_t rows) {
   const Engine& best = engine();
-  const int64_t size = n + rows;
-  return size <= SMALL || (size <= MEDIUM && B >= FEW) ? best.pack : best.single;
+  const int64_t size = n + rows, most = rows <= n ? LARGER : MEDIUM;
+  return size <= SMALL || (size <= most && B >= FEW) ? best.pack : best.single;
 }
 
 // Multiplications in one solve, and in one solve with a kept factor.
