@@ -77,7 +77,7 @@ struct Solver {
     sturdy = good && admitted && team_max(most) < V(DISTANT);
     in_range = ranges() ? good && admitted && !bounded : Mask<V>(false);
     if (!any(in_range)) return;
-    if (!shared || !set_up) newton.space.set_up(Q, in_range);
+    if (!shared || !set_up) newton.space.set_up(Q, shared ? Mask<V>(true) : in_range);  // later packs have other lanes
     newton.space.set_cost(Q);
     set_up = true;
   }

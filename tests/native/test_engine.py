@@ -202,6 +202,18 @@ def test_a_shared_batch_is_solved_like_an_expanded_one() -> None:
     close(ours.z, theirs.z)
 
 
+@pytest.mark.parametrize("bad", ["q", "h"])
+def test_an_invalid_element_leaves_what_the_batch_shares_as_it_was(bad: str) -> None:
+    tensors = list(random_qp(6, 8, 2, batch=(40,), shared=("P", "G", "A"), seed=3).tensors)
+    rest = *(None,) * 4, 1e-9, 1e-9, 200, "native", "range", "nan", True
+    good, _ = native.qp(*tensors, *rest)
+    at = NAMES.index(bad)
+    tensors[at] = torch.cat([torch.full_like(tensors[at][:1], torch.nan), tensors[at][1:]])
+    out, left = native.qp(*tensors, *rest)
+    assert left == 0 and out[5][0] == Status.INVALID_DATA
+    assert all(torch.equal(ours[1:], theirs[1:]) for ours, theirs in zip(out, good, strict=True))
+
+
 @pytest.mark.parametrize("seed", [0, 26, 29])
 def test_a_degenerate_element_leaves_what_the_batch_shares_as_it_was(seed: int) -> None:
     """More rows meet at the first solution than a factor of the range space keeps: it is factorised by the split."""
