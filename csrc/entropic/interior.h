@@ -149,13 +149,17 @@ struct Interior {
     const V fall = larger(V(SHORTEST), smaller(V(1), team_sum(ahead) / count / mu));
     const V target = (centring ? square_root(fall) : fall * fall) * mu;
     for (int j = own(0); j < n; j += TEAM) {
-      k_x[j] = Q.free[j] * corrected(target, at.x[j] * at.v[j], a_x[j], k_x[j] - a_x[j]);
-      if (Q.uppers)
-        k_upper[j] = Q.upper[j] * corrected(target, at.s_upper[j] * at.z_upper[j], a_upper[j], k_upper[j] - a_upper[j]);
-      if (Q.lowers)
-        k_lower[j] = Q.lower[j] * corrected(target, at.s_lower[j] * at.z_lower[j], a_lower[j], k_lower[j] - a_lower[j]);
+      k_x[j] = corrected(target, at.x[j] * at.v[j], a_x[j], k_x[j] - a_x[j], Q.free[j]);
+      if (Q.uppers) {
+        const V product_sz = at.s_upper[j] * at.z_upper[j];
+        k_upper[j] = corrected(target, product_sz, a_upper[j], k_upper[j] - a_upper[j], Q.upper[j]);
+      }
+      if (Q.lowers) {
+        const V product_sz = at.s_lower[j] * at.z_lower[j];
+        k_lower[j] = corrected(target, product_sz, a_lower[j], k_lower[j] - a_lower[j], Q.lower[j]);
+      }
     }
-    for (int i = own(p); i < k; i += TEAM) k_s[i] = corrected(target, at.s[i] * at.rows[i], a_s[i], b_s[i]);
+    for (int i = own(p); i < k; i += TEAM) k_s[i] = corrected(target, at.s[i] * at.rows[i], a_s[i], b_s[i], V(1));
     const Mask<V> sound = direction();
     length *= V(STEP);
     move(moving && sound);
@@ -165,8 +169,9 @@ struct Interior {
   // (1 + length a) (1 + length b) product.
   OPTLAYER_METHOD V after(V product, V a, V b) const { return product * (V(1) + length * a) * (V(1) + length * b); }
 
-  static OPTLAYER_MEMBER V corrected(V target, V product, V a, V b) {
-    return target / larger(product, V(NONZERO)) - V(1) - a * b;
+  // 0 where nothing is `there`: the quotient of a product that vanishes overflows.
+  static OPTLAYER_MEMBER V corrected(V target, V product, V a, V b, V there) {
+    return select(there > V(0), target / larger(product, V(NONZERO)) - V(1) - a * b, V(0));
   }
 
   // dx, the multipliers' steps and the relative steps for kappa, and the longest step up to 1 that keeps everything

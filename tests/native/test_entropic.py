@@ -165,6 +165,15 @@ def test_a_lane_does_not_depend_on_its_neighbours(kind: str, curvature: str) -> 
     assert spoilt.status[2] == Status.INVALID_DATA
 
 
+def test_units_of_the_costs_do_not_matter_where_some_variables_are_bounded() -> None:
+    random = torch.Generator().manual_seed(0)
+    q, ub = torch.randn(8, 6, generator=random, dtype=F64), torch.full((6,), torch.inf, dtype=F64)
+    ub[:3] = 0.5
+    row = {"A": torch.ones(1, 6, dtype=F64), "b": torch.ones(1, dtype=F64), "ub": ub}
+    ones, large = (solve_qp(None, c * q, entropy=c, backend="native", **row) for c in (1.0, 2.0**40))
+    assert torch.equal(large.x, ones.x) and torch.equal(large.iterations, ones.iterations)
+
+
 def test_infeasible_elements_have_their_certificate() -> None:
     given = entropic("cap", batch=8)
     ub = given["ub"].clone()
