@@ -330,7 +330,7 @@ class Residuals(NamedTuple):
             return f"Residuals(batch={tuple(self.primal.shape)})"
         if self.primal.ndim == 0:
             return f"Residuals({', '.join(f'{k}={float(t):.3g}' for k, t in self._asdict().items())})"
-        worst = torch.stack(self[:3])
+        worst = torch.stack(self[:3]).detach()
         none = worst.isnan().any(0)
         largest = worst[:, ~none].amax(1) if bool((~none).any()) else worst.new_full((3,), torch.nan)
         found = ", ".join(f"{k}={float(t):.3g}" for k, t in zip(self._fields, largest, strict=False))

@@ -58,6 +58,7 @@ def test_residuals_print_their_values_and_those_of_a_batch_their_largest(solutio
     r = solution.residuals()
     worst = ", ".join(f"{name}={float(getattr(r, name).max()):.3g}" for name in ("primal", "dual", "gap"))
     assert repr(r) == f"Residuals(batch=(2, 3), at most {worst})"
+    assert repr(type(r)(*(t.clone().requires_grad_() for t in r))) == repr(r), "and warns of nothing"
     one = type(r)(*(t[0, 1] for t in r))
     assert repr(one).startswith(f"Residuals(primal={float(r.primal[0, 1]):.3g}, dual=")
     gone = torch.tensor([[False, True, False]])
