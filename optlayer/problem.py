@@ -370,8 +370,8 @@ def residuals(
 
     With an entropy tau the objective has sum_i tau_i x_i log x_i besides; stationarity, gap and dual_scale have
     q + tau (log x + 1) in place of q, and dual_objective -sum_i tau_i x_i besides.  An x_i of at most `least` has
-    underflowed: there stationarity asks only that it should have.  At a cap of zero, where z_box is +inf, it asks
-    nothing.
+    underflowed: there stationarity asks only that it should have.  Where a cap or a row forces x_i to zero,
+    and z_box is +inf, it asks nothing.
 
     Args:
         P, q, G, h, A, b, lb, ub, entropy: the problem, as in :class:`Problem`.

@@ -55,8 +55,8 @@ def solve_qp(
         lb, ub: (*batch, n), or one number for all variables; -inf and +inf are no bounds.  One may come without the
             other.  Magnitudes of 1e20 and more count as infinite here and in h.
         entropy: tau > 0: (*batch, n), or (*batch, 1) or one number for all variables; ``None`` for a program without.
-            A tensor that is not positive and finite is INVALID_DATA of its element.  Every x is positive then, and a
-            lower bound counts where it is positive.
+            A tensor that is not positive and finite is INVALID_DATA of its element.  Every x is positive then, but
+            where a cap or a row forces it to zero, and a lower bound counts where it is positive.
         warm_start: a guess: the :class:`Solution` of a similar problem, or (x, y, z, z_box) of which each may be
             ``None``.  The solution and its derivative do not depend on it beyond the accuracy that was asked for.
             With an entropy it is not used.

@@ -85,7 +85,8 @@ class Solution:
 
     With an entropy tau the objective has sum_i tau_i x_i log x_i besides, and stationarity reads
     Px + q + tau (log x + 1) + A'y + G'z + z_box = 0.  As x >= 0 is implied, lower bounds below zero count as zero, in
-    the certificates too.  A cap of zero has z_box = +inf.
+    the certificates too.  A cap of zero has z_box = +inf and log x = -inf.  A row that forces variables to zero, as
+    sum x <= 0 does, makes them such: they have no gradient, and the row has the multiplier zero.
 
     Example:
         >>> import torch

@@ -208,7 +208,7 @@ def _complementarity(solution: Solution) -> dict[str, Tensor]:
     if lb is not None:
         products["complementarity of lb"] = norm(torch.where(lb <= -HUGE, 0.0, z_box.clamp(max=0) * (x - lb)))
     if ub is not None:
-        open_ = (ub >= HUGE) | (z_box == torch.inf) & (x == ub)  # an entropy pulls at a cap of zero without limit
+        open_ = (ub >= HUGE) | (z_box == torch.inf) & (x == 0)  # an entropy pulls without limit at what holds x at zero
         products["complementarity of ub"] = norm(torch.where(open_, 0.0, z_box.clamp(min=0) * (ub - x)))
     return products
 

@@ -199,6 +199,25 @@ OPTLAYER_FUNCTION void standardise(const Data<V>& data, double proof, Program<V>
   sync();
 }
 
+// Lanes with a row that forces variables to zero: nothing is to be left for a sum of them with positive weights.
+template <class V>
+OPTLAYER_FUNCTION Mask<V> forces(const Program<V>& Q) {
+  Mask<V> found(false);
+  for (int i = own(0); i < Q.k; i += TEAM) {
+    const Mask<V> empty = absolute(Q.d[i]) <= V(shift(Q.n)) * Q.size[i];
+    if (!any(empty)) continue;
+    V highest(0), lowest(0), bounded(0);
+    for (int j = 0; j < Q.n; j++) {
+      const V weight = Q.C[(size_t)i * Q.ld + j];
+      highest = larger(weight, highest), lowest = smaller(weight, lowest);
+      bounded = larger(absolute(weight) * Q.lower[j], bounded);
+    }
+    const Mask<V> up = highest > V(0) && lowest == V(0), down = highest == V(0) && lowest < V(0);
+    found = found || (empty && bounded == V(0) && (i < Q.p ? up || down : up));
+  }
+  return team_any(found);
+}
+
 // Take out of d the part of b that no x reaches; rounding of redundant rows leaves one.
 template <class V>
 OPTLAYER_FUNCTION void take_contradiction(Program<V>& Q, System<V>& scratch) {

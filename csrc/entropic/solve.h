@@ -3,8 +3,8 @@
 //
 //     load and judge -> standard form -> interior point -> closing -> judge the point on the data as given -> outputs
 //
-// What the kernels do not decide (no convergence and no certificate, a P that is not convex, degeneracies that closing.h
-// refuses) keeps the status UNSOLVED and is left to the reference engine.
+// What the kernels do not decide (no convergence and no certificate, a P that is not convex, rows that force variables to
+// zero, degeneracies that closing.h refuses) keeps the status UNSOLVED and is left to the reference engine.
 #pragma once
 
 #include "closing.h"
@@ -52,8 +52,8 @@ struct Solver {
     const Mask<V> sound = convex(data, system);
     if (!all(sound)) data.replace(!sound);
     standardise(data, rules.proof, Q, system);
+    const Mask<V> good = !bad && sound && !forces(Q);
     take_contradiction(Q, system);
-    const Mask<V> good = !bad && sound;
     interior.run(good);
     const Mask<V> closes = good && !interior.infeasible, closed = closing.run(closes);
 

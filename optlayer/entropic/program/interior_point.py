@@ -241,6 +241,7 @@ def residuals(problem: Standard, parts: Layout, point: Point, least: Tensor) -> 
     largest = inner.amax(-1)
     if p == 0:
         largest = torch.maximum(largest, least)
+    largest = torch.where((free > 0).any(-1), largest, 1.0)
     unit = largest.unsqueeze(-1)
     rows = mv(C, inner) - d
     rows[:, p:] += s

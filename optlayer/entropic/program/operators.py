@@ -272,7 +272,7 @@ def _solve_as(
     status = torch.where(~ended & ~(met <= 1) & ((met <= ALMOST) | claimed), int(Status.ALMOST_SOLVED), status)
     ray, ray_box = torch.zeros_like(v), torch.zeros_like(x)
     if bool(ended.any()):
-        ray, ray_box = _certificate(data, outcome.ray * problem.unit, ended)
+        ray, ray_box = _certificate(data, problem.absorbed(data.C, outcome.ray * problem.unit), ended)
 
     solved = status == Status.SOLVED
     state = State(

@@ -6,18 +6,20 @@
 
 One leading batch dimension, float64.  What differs from element to element is a mask and not a shape.  Rows are scaled
 to unit norm; a row with h = +inf is zero.  The entropy keeps x >= 0, so that only a positive lb is a bound.  A variable
-with lb = ub, or ub = 0, is fixed: its column is zero and the other blocks bear what its value contributes.  A row of G
-that no free variable enters decides nothing, unless it is violated: it becomes 0 <= 1.
+with lb = ub, or ub = 0, is fixed: its column is zero and the other blocks bear what its value contributes.  So is one
+that a row forces to zero, where a sum with positive weights has nothing to share out.  A row of G that no free variable
+enters decides nothing, unless it is violated: it becomes 0 <= 1.
 """
 
 from __future__ import annotations
 
+import itertools
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from ...kkt.algebra import NONZERO, dot, mv, norm, tmv
+from ...kkt.algebra import NONZERO, dot, highest, mv, norm, tmv
 from ...problem import HUGE
 from ...solvers.standard import CONVEXITY, convex
 from ...status import Status
@@ -55,6 +57,8 @@ class Standard(NamedTuple):
     contradiction: Tensor  # (B, p): the part of b that no x reaches, taken out of d
     size: Tensor  # (B, k): of the terms that d is the sum of, whose rounding it bears
     null: Tensor  # (B, p, p or 0): orthonormal columns, or zeros, y with A'y = 0
+    forced: Tensor  # (B, n): the round in which a row forced the variable to zero, or 0
+    forcing: Tensor  # (B, k): the round in which the row did so, or 0
 
     def times_P(self, x: Tensor) -> Tensor:
         """(P + diag(curvature)) x."""
@@ -67,6 +71,20 @@ class Standard(NamedTuple):
         y, z = rows.split([p, rows.shape[1] - p], 1)
         less = y - mv(self.null, tmv(self.null, y))
         return torch.cat([torch.where((norm(less) < norm(y) / 10).unsqueeze(-1), less, y), z], 1)
+
+    def absorbed(self, C: Tensor, rows: Tensor) -> Tensor:
+        """Multipliers (B, k) of the rows C as given that leave no C'rows < 0 at a variable that is forced to zero.
+
+        A forcing row has d = 0 and weights of one sign on the variables of its round and of later ones: enough of it
+        takes their C'rows to zero or more, and it takes none of what the rows prove.
+        """
+        for stage in range(int(self.forced.max()), 0, -1):
+            now = self.forced == stage
+            lack = torch.where(now, tmv(C, rows).neg().clamp(min=0), 0.0)
+            weights = C * ((self.forcing == stage).unsqueeze(-1) & now.unsqueeze(-2))
+            enough = torch.where(weights != 0, lack.unsqueeze(-2) / weights.abs().clamp(min=NONZERO), 0.0)
+            rows = rows + weights.sum(-1).sign() * highest(enough)
+        return rows
 
 
 def effective(data: Data) -> tuple[Tensor, Tensor]:
@@ -103,12 +121,16 @@ def standardise(data: Data, p: int, proof: float) -> Standard:
     C, d = C * live.unsqueeze(-1), torch.where(live, d, 1.0)
     size = d.abs()
     value = torch.where(fixed, lb, 0.0)
-    free = (~fixed).to(q.dtype)
     full = P is not None and P.shape[1] == P.shape[2]
     curvature = torch.zeros_like(q) if P is None or full else P.squeeze(1).clamp(min=0)
     P = P if full else None
     if bool(fixed.any()):
         d, size = d - mv(C, value), size + mv(C.abs(), value)
+        C = C * (~fixed).unsqueeze(-2)
+    forced, forcing = _forced(C, d, size, lb, p)
+    fixed = fixed | (forced > 0)
+    free = (~fixed).to(q.dtype)
+    if bool(fixed.any()):
         C = C * free.unsqueeze(-2)
         if P is not None:
             q = q + mv(P, value)
@@ -139,7 +161,31 @@ def standardise(data: Data, p: int, proof: float) -> Standard:
         contradiction,
         size,
         null,
+        forced,
+        forcing,
     )
+
+
+def _forced(C: Tensor, d: Tensor, size: Tensor, lb: Tensor, p: int) -> tuple[Tensor, Tensor]:
+    """The rounds of `Standard.forced` and `Standard.forcing`, from rows without the variables that are fixed already.
+
+    Every variable that goes to zero leaves the other rows, of which some may have weights of one sign then.
+    """
+    forced, forcing = (torch.zeros_like(t, dtype=torch.int64) for t in (lb, d))
+    empty = d.abs() <= shift(lb.shape[1]) * size
+    if not bool(empty.any()):
+        return forced, forcing
+    equality = torch.arange(d.shape[1], device=d.device) < p
+    for stage in itertools.count(1):
+        C = C * (forced == 0).unsqueeze(-2)
+        one_sided = (C >= 0).all(-1) | (C <= 0).all(-1) & equality
+        enters = C != 0
+        now = empty & one_sided & enters.any(-1) & ~(enters & (lb > 0).unsqueeze(-2)).any(-1)
+        if not bool(now.any()):
+            break
+        forcing = torch.where(now, stage, forcing)
+        forced = torch.where((enters & now.unsqueeze(-1)).any(1), stage, forced)
+    return forced, forcing
 
 
 def _null(A: Tensor) -> Tensor:
