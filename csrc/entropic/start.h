@@ -22,9 +22,9 @@ OPTLAYER_FUNCTION void start_alone(const Program<V>& Q, V* x) {
   }
 }
 
-// x from the least-norm solution of the equalities, where they bear on it.
+// x from the least-norm solution of the equalities, where they bear on it; the mean size that they ask for.
 template <class V>
-OPTLAYER_FUNCTION void start_from_equalities(const Program<V>& Q, System<V>& system, V* zero, V* found, V* x) {
+OPTLAYER_FUNCTION V start_from_equalities(const Program<V>& Q, System<V>& system, V* zero, V* found, V* x) {
   const int n = Q.n, p = Q.p;
   for (int j = own(0); j < n; j += TEAM) system.W[j] = Q.free[j], zero[j] = V(0);
   for (int i = own(0); i < p; i += TEAM) system.w[i] = V(INFINITY);
@@ -38,6 +38,7 @@ OPTLAYER_FUNCTION void start_from_equalities(const Program<V>& Q, System<V>& sys
     for (int i = 0; i < Q.k; i++) bears += absolute(Q.C[(size_t)i * Q.ld + j]);
     x[j] = select(bears > V(0) && mean > V(0), larger(absolute(found[j]), mean), larger(V(0.01) * mean, x[j]));
   }
+  return mean;
 }
 
 // Each variable under its cap and its budgets, alone, and not below the least squares that a row asks for. The scratch
@@ -89,8 +90,9 @@ OPTLAYER_FUNCTION void start(const Program<V>& Q, System<V>& system, V* gradient
   const int n = Q.n, p = Q.p, k = Q.k;
   V* x = at.x;
   start_alone(Q, x);
+  V asked(0);
   if (p > 0)
-    start_from_equalities(Q, system, gradient, other, x);
+    asked = start_from_equalities(Q, system, gradient, other, x);
   else
     start_under_caps(Q, system.e, x);
   V most(0), curved(0);
@@ -100,9 +102,9 @@ OPTLAYER_FUNCTION void start(const Program<V>& Q, System<V>& system, V* gradient
     most = larger(x[j], most), curved = larger(larger(Q.curvature[j], larger(Q.lower[j], Q.upper[j])), curved);
   }
   most = team_max(most), curved = team_max(curved);
-  const Mask<V> coupled = curved > V(0) || Mask<V>(Q.full || Q.m > 0);
+  const Mask<V> loose = asked == V(0) && (curved > V(0) || Mask<V>(Q.full || k > 0));
   for (int j = own(0); j < n; j += TEAM) {
-    if (p == 0) x[j] = select(coupled, larger(x[j], V(0.01) * most), x[j]);
+    x[j] = select(loose, larger(x[j], V(0.01) * most), x[j]);
     x[j] = select(Q.free[j] > V(0), x[j], V(1));
     other[j] = Q.free[j] * x[j];
   }

@@ -185,13 +185,13 @@ def start(problem: Standard, parts: Layout) -> Point:
     alone = (-q / tau - 1).clamp(-700, 700).exp()  # without constraints and P
     slope = curvature if P is None else P.diagonal(dim1=-2, dim2=-1)
     alone = torch.where(slope > 0, torch.minimum(alone, (q.abs() + tau) / slope.clamp(min=NONZERO)), alone)
-    x = alone
+    x, asked = alone, torch.zeros_like(q[:, :1])
     A, b = C[:, :p], d[:, :p]
     least_norm = KKT(None, A, free, torch.full_like(b, torch.inf)) if p else None
     if least_norm is not None:
         xh = least_norm.solve(torch.zeros_like(q).unsqueeze(-1), b.unsqueeze(-1))[0].squeeze(-1).abs()
-        mean = xh.sum(-1, keepdim=True) / free.sum(-1, keepdim=True).clamp(min=1)
-        x = torch.where((C != 0).any(1) & (mean > 0), torch.maximum(xh, mean), torch.maximum(alone, 0.01 * mean))
+        asked = xh.sum(-1, keepdim=True) / free.sum(-1, keepdim=True).clamp(min=1)
+        x = torch.where((C != 0).any(1) & (asked > 0), torch.maximum(xh, asked), torch.maximum(alone, 0.01 * asked))
     else:  # each variable alone under its cap and budgets
         top = torch.where(upper > 0, ub / 2, torch.inf)
         if m:
@@ -205,9 +205,9 @@ def start(problem: Standard, parts: Layout) -> Point:
             x = torch.maximum(x, (push * need.unsqueeze(-1)).amax(1))
     x = torch.where(upper > 0, torch.minimum(x, ub / 2), x)
     x = torch.where(lower > 0, torch.maximum(x, 1.5 * lb), x)
-    coupled = P is not None or m > 0 or bool(parts.sides) or bool((curvature != 0).any())
-    if not p and coupled:
-        x = torch.maximum(x, 0.01 * x.amax(-1, keepdim=True))
+    coupled = P is not None or p > 0 or m > 0 or bool(parts.sides) or bool((curvature != 0).any())
+    if coupled:
+        x = torch.where(asked > 0, x, torch.maximum(x, 0.01 * x.amax(-1, keepdim=True)))
     x = torch.where(free > 0, x, 1.0)
 
     gradient = free * (q + tau * (x.log() + 1) + problem.times_P(free * x))
