@@ -67,23 +67,6 @@ OPTLAYER_FUNCTION void start_under_caps(const Program<V>& Q, V* need, V* x) {
   }
 }
 
-// No less than the least squares that a row asks for.
-template <class V>
-OPTLAYER_FUNCTION void start_above_demands(const Program<V>& Q, V* need, V* x) {
-  for (int i = own(Q.p); i < Q.k; i += TEAM) {
-    V squares(0);
-    for (int j = 0; j < Q.n; j++) {
-      const V push = positive(-Q.C[(size_t)i * Q.ld + j]);
-      squares += push * push;
-    }
-    need[i] = positive(-Q.d[i]) / larger(squares, V(NONZERO));
-  }
-  sync();
-  for (int j = own(0); j < Q.n; j += TEAM)
-    for (int i = Q.p; i < Q.k; i++) x[j] = larger(positive(-Q.C[(size_t)i * Q.ld + j]) * need[i], x[j]);
-  sync();
-}
-
 // The first point. The scratch vectors are (n), (n).
 template <class V>
 OPTLAYER_FUNCTION void start(const Program<V>& Q, System<V>& system, V* gradient, V* other, Point<V>& at) {
