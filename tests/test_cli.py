@@ -77,10 +77,13 @@ def test_solve_refuses_two_solutions_of_one_name(good: list[str], tmp_path: Path
 
 
 def test_solve_obeys_its_limits(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    M = np.random.default_rng(0).normal(size=(12, 12))
+    generator = np.random.default_rng(0)
+    M, A = generator.normal(size=(12, 12)), generator.normal(size=(48, 12))
     row, col = np.indices(M.shape).reshape(2, -1)
-    path = str(tmp_path / "nonnegative.npz")
-    np.savez(path, P_row=row, P_col=col, P_val=(M.T @ M).ravel(), q=M[0], lb=np.zeros(12))
+    A_row, A_col = np.indices(A.shape).reshape(2, -1)
+    P = {"P_row": row, "P_col": col, "P_val": (M.T @ M).ravel()}
+    path = str(tmp_path / "polytope.npz")  # too many faces for one step to show which are active
+    np.savez(path, **P, A_row=A_row, A_col=A_col, A_val=A.ravel(), l=-np.full(48, np.inf), u=np.ones(48), q=10 * M[0])
     assert main(["solve", "--max-iter", "1", path]) == 1
     assert "MAX_ITERATIONS" in capsys.readouterr().out
     assert main(["solve", "--max-iter", "1", "--json", path]) == 1
