@@ -107,10 +107,10 @@ def errors(gradient: Array, known: Truth) -> Array:
     return np.where(np.isnan(error) & ~np.isnan(known.size), np.inf, error)
 
 
-def ours(w: Workload, **settings: Any) -> Array:
+def ours(w: Workload, device: str = "cpu", **settings: Any) -> Array:
     """(B) bool: whether our point with its multipliers meets the accuracy itself by the referee."""
-    tensors = {k: torch.tensor(v, dtype=getattr(torch, w.dtype)) for k, v in w.blocks.items()}
+    tensors = {k: torch.tensor(v, dtype=getattr(torch, w.dtype), device=device) for k, v in w.blocks.items()}
     found = optlayer.solve_qp(**tensors, eps_abs=w.eps, eps_rel=w.relative, on_failure="ignore", **settings)
-    points = [v.double().numpy() for v in (found.x, found.y, found.z, found.z_box)]
+    points = [v.double().cpu().numpy() for v in (found.x, found.y, found.z, found.z_box)]
     verdicts = [judge(w.problem(i), *(v[i] for v in points)) for i in range(w.batch)]
-    return found.solved.numpy() & np.array([v.meets(1.001 * w.eps, 1.001 * w.relative) for v in verdicts])
+    return found.solved.cpu().numpy() & np.array([v.meets(1.001 * w.eps, 1.001 * w.relative) for v in verdicts])
