@@ -121,7 +121,7 @@ def packed_sizes(n: int, m: int, p: int) -> tuple[int, int, int]:
     release that changes them must change the schema too, or graphs compiled by the one before stop with an error.
     """
     k = torch.sym_min(p + m, 2 * n)
-    return 2 * n + 2 * (p + m) + 2, n * n + k * k, k
+    return 2 * n + 2 * (p + m) + 2, (n * (n + 1) + k * (k + 1)) // 2, k
 
 
 def qp_fake(

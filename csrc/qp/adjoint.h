@@ -120,9 +120,9 @@ struct Adjoint {
     system.restore(Q, cap, index);
     const Split<V>& split = system.split;
     const double* factor = static_cast<const double*>(call.factor.data);
-    load_lower(factor, at, n, n, split.L, split.ld);
-    for (int l = 0; l < lanes<V>; l++) at[l] += (int64_t)n * n;
-    load_lower(factor, at, split.k, system.slots, split.F, split.ldf);
+    load_lower(factor, at, n, split.L, split.ld);
+    for (int l = 0; l < lanes<V>; l++) at[l] += triangle(n);
+    load_lower(factor, at, split.k, split.F, split.ldf);
     system.restored();
     return Mask<V>(true);
   }

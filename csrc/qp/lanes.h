@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // Between arrays of the caller, one element after the other, and values V, one element to a lane: a transpose.
 //
-// `offsets` holds for every lane the index of its element's first value. Arrays are float64, or float32 where `single`.
+// `offsets` holds for every lane the index of its element's first value; to lanes where that is negative nothing is
+// stored. Arrays are float64, or float32 where `single`.
 // `step` is the distance in values V from one to the next: 1 for a vector, the leading dimension for a column.
 #pragma once
 
@@ -123,7 +124,7 @@ OPTLAYER_INLINE int64_t store_squares(const Pack<double, W>* from, int64_t count
     OPTLAYER_UNROLL for (int l = 0; l < W; l++) t[l] = from[(i + l) * step].v;
     Square<W>::transpose(t);
     OPTLAYER_UNROLL for (int l = 0; l < W; l++)
-      if (l < used) assign_consecutive<S, W>(data + offsets[l] + i, t[l]);
+      if (l < used && offsets[l] >= 0) assign_consecutive<S, W>(data + offsets[l] + i, t[l]);
   }
   return count;
 }
@@ -169,7 +170,8 @@ OPTLAYER_INLINE void load_as(const S* data, const int64_t* offsets, int64_t coun
 template <class S, class V>
 OPTLAYER_INLINE void store_as(const V* from, int64_t count, S* data, const int64_t* offsets, int used, int64_t step) {
   for (int64_t i = own(store_squares(from, count, data, offsets, used, step)); i < count; i += TEAM)
-    for (int l = 0; l < used; l++) data[offsets[l] + i] = (S)lane(from[i * step], l);
+    for (int l = 0; l < used; l++)
+      if (offsets[l] >= 0) data[offsets[l] + i] = (S)lane(from[i * step], l);
 }
 
 // Zero bytes, a multiple of four of them.
@@ -233,30 +235,14 @@ OPTLAYER_INLINE int symmetrise_tiles(double* M, int ld, int n) {
     }
   return whole;
 }
-OPTLAYER_INLINE int lower_tiles(const double* from, int rows, int k, double* to, int ld) {
-  const int whole = k / 4 * 4;
-  for (int i = 0; i < whole; i += 4)
-    for (int j = 0; j <= i; j += 4) {
-      Square<4>::Raw t[4];
-      load_tile(from + (size_t)j * rows + i, rows, t);
-      Square<4>::transpose(t);
-      store_tile(t, to + (size_t)i * ld + j, ld);
-    }
-  return whole;
-}
 
 template <int W>
 OPTLAYER_INLINE int symmetrise_tiles(Pack<double, W>*, int, int) {
   return 0;
 }
-template <int W>
-OPTLAYER_INLINE int lower_tiles(const double*, int, int, Pack<double, W>*, int) {
-  return 0;
-}
 
 #else
 OPTLAYER_INLINE int symmetrise_tiles(double*, int, int) { return 0; }
-OPTLAYER_INLINE int lower_tiles(const double*, int, int, double*, int) { return 0; }
 #endif
 
 // M = (M + M') / 2.
@@ -269,16 +255,16 @@ OPTLAYER_FUNCTION void symmetrise(V* M, int ld, int n) {
     }
 }
 
-// The first k rows and columns of a lower triangle (rows, rows) that lies column after column; what is above the diagonal
-// is not to be used.
+// Entries of a lower triangle, which lies row after row in the caller's arrays.
+OPTLAYER_INLINE int64_t triangle(int64_t rows) { return rows * (rows + 1) / 2; }
+
+// The first k rows of a lower triangle.
 template <class V>
-OPTLAYER_FUNCTION void load_lower(const double* data, const int64_t* offsets, int k, int rows, V* L, int ld) {
-  const int done = lower_tiles(data + offsets[0], rows, k, L, ld), least = k < lanes<V> ? 0 : k - lanes<V>;
-  int64_t column[lanes<V>];
-  for (int j = 0; j < k; j++) {
-    const int after = j < done ? done : j, i = after < least ? after : least;  // not fewer values than lanes
-    for (int l = 0; l < lanes<V>; l++) column[l] = offsets[l] + (int64_t)j * rows + i;
-    load(data, false, column, k - i, L + (size_t)i * ld + j, ld);
+OPTLAYER_FUNCTION void load_lower(const double* data, const int64_t* offsets, int k, V* L, int ld) {
+  int64_t row[lanes<V>];
+  for (int i = 0; i < k; i++) {
+    for (int l = 0; l < lanes<V>; l++) row[l] = offsets[l] + triangle(i);
+    load(data, false, row, i + 1, L + (size_t)i * ld);
   }
 }
 
@@ -290,6 +276,21 @@ OPTLAYER_FUNCTION void store(const V* from, int64_t count, void* data, bool sing
     store_as(from, count, static_cast<float*>(data), offsets, used, step);
   else
     store_as(from, count, static_cast<double*>(data), offsets, used, step);
+}
+
+// A lower triangle (rows, rows), of which L holds the first k rows and the identity is the rest.
+template <class V>
+OPTLAYER_FUNCTION void store_lower(const V* L, int ld, int k, int rows, double* data, const int64_t* offsets, int used) {
+  int64_t row[lanes<V>];
+  for (int i = 0; i < rows; i++) {
+    for (int l = 0; l < used; l++) row[l] = offsets[l] + triangle(i);
+    if (i < k) {
+      store(L + (size_t)i * ld, i + 1, data, false, row, used);
+      continue;
+    }
+    for (int l = 0; l < used; l++)
+      for (int j = own(0); offsets[l] >= 0 && j <= i; j += TEAM) data[row[l] + j] = j == i;
+  }
 }
 
 }  // namespace OPTLAYER_ISA

@@ -90,7 +90,6 @@ struct Polisher {
     for (V** t : {&x, &z_box, &w_box, &lower, &upper, &try_w_box, &right_x, &bound, &new_x, &new_box, &flip_lower, &flip_upper})
       *t = arena.take<V>(n);
     for (V** t : {&v, &w, &rows, &try_w, &new_v, &flip_rows}) *t = arena.take<V>(r);
-    column = arena.take<V>(r > n ? r : n);
   }
 
   // Before the first call for a pack.
@@ -184,7 +183,6 @@ struct Polisher {
   V *flip_rows, *flip_lower, *flip_upper;   // 1 where that was wrong
   V *try_w, *try_w_box, *right_x, *bound;   // weights, -q and values of the active bounds
   V *new_x, *new_v, *new_box;               // the point of an attempt
-  V* column;                                // scratch
   V z_size, s_size;
   Mask<V> settled;  // w and w_box are final so far
   Mask<V> fresh;    // and the system's factor is theirs
@@ -423,9 +421,11 @@ struct Polisher {
     }
   }
 
+  OPTLAYER_METHOD int64_t factor_size() const { return triangle(n) + triangle(system.slots); }
+
   // Nothing is left uninitialised.
   OPTLAYER_METHOD void clear_factor(const SolveCall& call, const Elements<V>& elements, Mask<V> which) {
-    const int64_t slots = system.slots, size = (int64_t)n * n + slots * slots;
+    const int64_t slots = system.slots, size = factor_size();
     for (int l = 0; l < elements.used; l++) {
       if (!lane_of(which, l)) continue;
       for (int64_t i = own(0); i < slots; i += TEAM) call.index[elements.at[l] * slots + i] = 0;
@@ -433,43 +433,17 @@ struct Polisher {
     }
   }
 
-  // A lower factor (k, k), filled up to (rows, rows) by the identity, column after column; of all lanes or of one.
-  OPTLAYER_METHOD void store_lower(const V* L, int ld, int k, int rows, double* to, const int64_t* offsets, int used) {
-    int64_t at[lanes<V>];
-    for (int j = 0; j < rows; j++) {
-      for (int i = own(0); i < rows; i += TEAM) column[i] = i < j || i >= k ? V(i == j) : L[(size_t)i * ld + j];
-      for (int l = 0; l < used; l++) at[l] = offsets[l] + (int64_t)j * rows;
-      store(column, rows, to, false, at, used);
-    }
-  }
-  static OPTLAYER_METHOD void store_lower(const V* L, int ld, int k, int rows, double* to, int l) {
-    for (int j = 0; j < rows; j++)
-      for (int i = own(0); i < rows; i += TEAM)
-        to[(int64_t)j * rows + i] = i < j ? 0 : i < k ? lane(L[(size_t)i * ld + j], l) : i == j ? 1 : 0;
-  }
-
-  // L and F column after column, and the kept rows: the heavy ones in order, then the light ones.
+  // L and F, and the kept rows: the heavy ones in order, then the light ones.
   OPTLAYER_METHOD void store_factor(const SolveCall& call, const Elements<V>& elements, Mask<V> which) {
     const Split<V>& split = system.split;
-    const int slots = system.slots, k = split.k;
-    const int64_t size = (int64_t)n * n + (int64_t)slots * slots;
-    int64_t offsets[lanes<V>] = {};
-    bool whole = true;
-    for (int l = 0; l < elements.used; l++) {
-      offsets[l] = elements.at[l] * size;
-      whole = whole && lane_of(which, l);
-    }
-    if (whole) {
-      store_lower(split.L, split.ld, n, n, call.factor, offsets, elements.used);
-      for (int l = 0; l < elements.used; l++) offsets[l] += (int64_t)n * n;
-      store_lower(split.F, split.ldf, k, slots, call.factor, offsets, elements.used);
-    }
+    const int slots = system.slots;
+    int64_t offsets[lanes<V>];
+    for (int l = 0; l < lanes<V>; l++) offsets[l] = lane_of(which, l) ? elements.at[l] * factor_size() : -factor_size();
+    store_lower(split.L, split.ld, n, n, call.factor, offsets, elements.used);
+    for (int l = 0; l < lanes<V>; l++) offsets[l] += offsets[l] < 0 ? 0 : triangle(n);
+    store_lower(split.F, split.ldf, split.k, slots, call.factor, offsets, elements.used);
     for (int l = 0; l < elements.used; l++) {
       if (!lane_of(which, l)) continue;
-      if (!whole) {
-        store_lower(split.L, split.ld, n, n, call.factor + elements.at[l] * size, l);
-        store_lower(split.F, split.ldf, k, slots, call.factor + elements.at[l] * size + (int64_t)n * n, l);
-      }
       if (rank() != 0) continue;
       int64_t* index = call.index + elements.at[l] * slots;
       int kept = 0;

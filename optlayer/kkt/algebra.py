@@ -81,6 +81,20 @@ def cholesky_solve(L: Tensor, R: Tensor) -> Tensor:
     return lower_solve_transposed(L, lower_solve(L, R))
 
 
+def pack_lower(L: Tensor) -> Tensor:
+    """The lower triangle of each matrix (B, k, k) in one row, (B, k (k + 1) / 2), its rows one after the other."""
+    rows, columns = torch.tril_indices(L.shape[-1], L.shape[-1], device=L.device)
+    return L[:, rows, columns]
+
+
+def unpack_lower(packed: Tensor, k: int) -> Tensor:
+    """The lower triangular matrices (B, k, k) that were packed, column after column in memory as a solve wants them."""
+    rows, columns = torch.tril_indices(k, k, device=packed.device)
+    transposed = packed.new_zeros(packed.shape[0], k, k)
+    transposed[:, columns, rows] = packed
+    return transposed.mT
+
+
 def cholesky(M: Tensor) -> tuple[Tensor, Tensor]:
     """The lower Cholesky factor of each matrix, and which elements have one at all.
 

@@ -24,7 +24,16 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .algebra import NONZERO, cholesky, cholesky_solve, lower_solve, lower_solve_transposed, mm
+from .algebra import (
+    NONZERO,
+    cholesky,
+    cholesky_solve,
+    lower_solve,
+    lower_solve_transposed,
+    mm,
+    pack_lower,
+    unpack_lower,
+)
 
 CAP = 100.0  # of data scaled to order one; anything from 1 to 1e4 serves
 CONDENSED = 1e8  # the largest weight that may be condensed and leave P eight digits
@@ -65,11 +74,11 @@ class SplitFactor:
     def sizes(n: int, rows: int) -> tuple[int, int]:
         """(k, entries of `factors`) of a factor that is kept; more than 2n heavy rows depend on each other."""
         k = min(rows, 2 * n)
-        return k, n * n + k * k
+        return k, (n * (n + 1) + k * (k + 1)) // 2
 
     def factors(self) -> Tensor:
-        """L and F in one row for each element, column after column as they lie in memory, (B, n n + k k)."""
-        return torch.cat([self.L.mT.flatten(1), self.F.mT.flatten(1)], 1)
+        """The lower triangles of L and F in one row for each element, (B, n(n + 1)/2 + k(k + 1)/2)."""
+        return torch.cat([pack_lower(self.L), pack_lower(self.F)], 1)
 
     @classmethod
     def restore(cls, C: Tensor, w: Tensor, cap: float | Tensor, heavy: Tensor, factors: Tensor) -> SplitFactor:
@@ -77,8 +86,8 @@ class SplitFactor:
         self = object.__new__(cls)
         self._weigh(C, w, cap, heavy)
         n, k = C.shape[-1], heavy.shape[-1]
-        L, F = factors.split([n * n, k * k], 1)
-        self.L, self.F, self.V = L.unflatten(1, (n, n)).mT, F.unflatten(1, (k, k)).mT, None
+        L, F = factors.tensor_split([n * (n + 1) // 2], 1)
+        self.L, self.F, self.V = unpack_lower(L, n), unpack_lower(F, k), None
         return self
 
     def solve(self, a: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
