@@ -11,6 +11,8 @@
 // float32 makes of it is another problem. By the weight split it is the whole program.
 #pragma once
 
+#include <utility>
+
 #include "interior.h"
 
 namespace optlayer {
@@ -21,22 +23,30 @@ struct Approach;
 
 #if !defined(OPTLAYER_DEVICE)
 
+// By shuffles: a register that is put together in memory keeps its reader waiting.
+template <class Half, int... I>
+OPTLAYER_INLINE auto joined(Half a, Half b, std::integer_sequence<int, I...>) {
+  return __builtin_shufflevector(a, b, I...);
+}
+template <int START, class Raw, int... I>
+OPTLAYER_INLINE auto part(Raw a, std::integer_sequence<int, I...>) {
+  return __builtin_shufflevector(a, a, (START + I)...);
+}
+
 // Two packs of float64 in one of float32.
 template <int W>
 OPTLAYER_INLINE Pack<float, 2 * W> narrowed(Pack<double, W> a, Pack<double, W> b) {
   typedef typename Square<W>::Half Half;
-  const Half halves[2] = {__builtin_convertvector(a.v, Half), __builtin_convertvector(b.v, Half)};
-  typename Pack<float, 2 * W>::Raw raw;
-  memcpy(&raw, halves, sizeof raw);
-  return {raw};
+  return {joined(__builtin_convertvector(a.v, Half), __builtin_convertvector(b.v, Half),
+                 std::make_integer_sequence<int, 2 * W>())};
 }
 
 // The first or the second of them.
 template <int W2>
 OPTLAYER_INLINE Pack<double, W2 / 2> widened(Pack<float, W2> a, int side) {
-  typename Square<W2 / 2>::Half halves[2];
-  memcpy(halves, &a.v, sizeof halves);
-  return {__builtin_convertvector(halves[side], typename Pack<double, W2 / 2>::Raw)};
+  typedef std::make_integer_sequence<int, W2 / 2> Count;
+  return {__builtin_convertvector(side == 0 ? part<0>(a.v, Count()) : part<W2 / 2>(a.v, Count()),
+                                  typename Pack<double, W2 / 2>::Raw)};
 }
 
 template <class V>
