@@ -189,7 +189,9 @@ def implicit(
             several times and must not depend on a random state.
         z: (*batch, ...), float64 or float32.  Elements that hold NaN or inf have no derivative: a zero cotangent gives
             zero there, any other NaN.
-        *theta: whatever F takes besides; tensors receive derivatives, other arguments and integer tensors are constant.
+        *theta: whatever F takes besides.  Tensors receive derivatives, alone or in lists, tuples and dictionaries (of
+            any nesting, and whatever else is registered as a pytree), and so do the parameters of modules there;
+            integer tensors and all else are constant.
         batch_dims: how many leading dimensions of z are batch.  F must treat the elements of the batch as independent
             of each other: each is then a system of its own.  0: all of z is one system.
         linsolve: the method for the linear systems, or :class:`LinearSettings`.  ``"auto"``: ``"lu"`` up to 256

@@ -3,20 +3,24 @@
 
     F(z, *theta)   becomes   F(z, *tensors),      z (*batch, n),   F (*batch, n)
 
-The tensors are those of theta and, where F is a module or a method of one, the module's parameters.  Everything else
-in theta is a constant.  Tensors that F takes from its surroundings are constants too, so a derivative with respect to
-them would be missing without a word: `Mapping.check` refuses them.
+The tensors are those of theta, in lists, tuples and dictionaries nested anyhow, and the parameters of the modules
+there and of F, where that is a module or a method of one.  Everything else in theta is a constant.  Tensors that F
+takes from its surroundings are constants too, so a derivative with respect to them would be missing without a word:
+`Mapping.check` refuses them.
 """
 
 from __future__ import annotations
 
+import functools
+import inspect
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import Module
+from torch.nn import Module, ModuleList
+from torch.utils import _pytree as pytree
 
 from ..derivative.tracing import bare, watched
 from ..errors import ProblemError
@@ -40,29 +44,44 @@ def owned(function: Any) -> Any:
     return _Method(function) if isinstance(getattr(function, "__self__", None), Module) else function
 
 
+class _Together(Module):
+    """A function and the modules among its arguments as one module."""
+
+    def __init__(self, function: Any, modules: Sequence[Module]) -> None:
+        super().__init__()
+        self.function, self.arguments = function, ModuleList(modules)
+
+    def forward(self, *args: Any) -> Any:
+        return self.function(*args)
+
+
 class Mapping:
     """A function of z and explicit tensors.
 
     Attributes:
-        tensors: the tensors among theta, then the parameters of the module; these receive derivatives.
+        tensors: the tensors among theta, then the parameters of the modules; these receive derivatives.
         name: what messages call it.
     """
 
     def __init__(self, function: Any, theta: Sequence[Any], name: str = "F") -> None:
         if not callable(function):
             raise ProblemError(f"{name} is {type(function).__qualname__}, expected a function or a torch.nn.Module")
-        function = owned(function)
+        leaves, self.spec = pytree.tree_flatten(tuple(theta))
+        function, modules = owned(function), [leaf for leaf in leaves if isinstance(leaf, Module)]
+        if modules:
+            function = _Together(function, modules)
         parameters = dict(function.named_parameters()) if isinstance(function, Module) else {}
         self.function, self.name, self.names = function, name, list(parameters)
-        self.places = [i for i, t in enumerate(theta) if isinstance(t, Tensor)]
-        self.constants = [None if isinstance(t, Tensor) else t for t in theta]  # theta itself would keep graphs alive
-        self.tensors: list[Tensor] = [t for t in theta if isinstance(t, Tensor)] + list(parameters.values())
+        self.places = [i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
+        self.tensors: list[Tensor] = [leaves[i] for i in self.places] + list(parameters.values())
+        self.constants = [None if isinstance(leaf, Tensor) else leaf for leaf in leaves]  # tensors would keep graphs
 
     def __call__(self, z: Tensor, *tensors: Tensor) -> Tensor:
         """F(z, *theta) with other tensors in the place of its own."""
-        args = list(self.constants)
+        leaves = list(self.constants)
         for i, t in zip(self.places, tensors, strict=False):
-            args[i] = t
+            leaves[i] = t
+        args = pytree.tree_unflatten(leaves, self.spec)
         if not self.names:
             value: Tensor = self.function(z, *args)
             return value
@@ -81,10 +100,12 @@ class Mapping:
         if not isinstance(value, Tensor):
             raise ProblemError(f"{self.name} returns {type(value).__qualname__}, expected one tensor")
         if watched(value):
+            found = dict.fromkeys((*_hidden(self.function), *_opaque(self.constants)))
             raise ProblemError(
-                f"{self.name} depends on a tensor that requires grad, or that torch.func differentiates or maps, and "
-                f"that is none of its arguments, so its derivative would be lost: pass the tensor as one of theta, or "
-                f"let {self.name} be the torch.nn.Module that owns it"
+                f"{self.name} depends on {' and '.join(found) or 'a tensor'} that requires grad, or that torch.func "
+                f"differentiates or maps, and that is none of its arguments, so its derivative would be lost: pass it "
+                f"as one of theta, by itself, in a list, tuple or dictionary, or with the torch.nn.Module that owns "
+                f"it; or let {self.name} be that module; or detach it, if it is a constant"
             )
         if value.shape != torch.Size(shape):
             raise ProblemError(f"{self.name} returns shape {tuple(value.shape)}, expected {tuple(shape)}")
@@ -92,6 +113,37 @@ class Mapping:
             raise ProblemError(
                 f"{self.name} returns {value.dtype} on {value.device}, expected {z.dtype} on {z.device} as in z"
             )
+
+
+def _surroundings(function: Any) -> dict[str, Any]:
+    """What a function takes from elsewhere, by name: from its closure, its module, or the object that it belongs to."""
+    if isinstance(function, functools.partial):
+        bound = {f"argument {i} of a partial": thing for i, thing in enumerate(function.args)}
+        return {**bound, **function.keywords, "its function": function.func}
+    if inspect.isfunction(function):
+        seen = inspect.getclosurevars(function)
+        return {**seen.globals, **seen.nonlocals}
+    owner = getattr(function, "__self__", function)
+    owners = owner.modules() if isinstance(owner, Module) else [owner]
+    return {name: thing for owner in owners for name, thing in getattr(owner, "__dict__", {}).items()}
+
+
+def _hidden(function: Any, direct: bool = True) -> Iterator[str]:
+    """What is differentiated among the surroundings of a function, and of the functions that it names."""
+    for name, thing in _surroundings(function).items():
+        if isinstance(thing, Tensor) and watched(thing):
+            yield f"{name}, a tensor of shape {tuple(thing.shape)}"
+        elif isinstance(thing, Module) and any(map(watched, thing.parameters())):
+            yield f"{name}, a {type(thing).__qualname__} with parameters"
+        elif direct and (inspect.isfunction(thing) or isinstance(thing, functools.partial)):
+            yield from _hidden(thing, False)
+
+
+def _opaque(constants: Sequence[Any]) -> Iterator[str]:
+    """What is among theta and may hold tensors that nobody else can find."""
+    for thing in constants:
+        if hasattr(thing, "__dict__") and not isinstance(thing, (Module, type)) and not callable(thing):
+            yield f"a {type(thing).__qualname__} among theta"
 
 
 def flat(function: Callable[..., Tensor], batch: Sequence[int], event: Sequence[int]) -> Callable[..., Tensor]:

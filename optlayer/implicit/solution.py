@@ -14,6 +14,7 @@ from torch.utils import _pytree as pytree
 from ..errors import SettingsError, SolverError, warn
 from ..settings import DEFAULT_EPS, ON_FAILURE, Settings
 from ..status import Status, count, names
+from .diagnosis import words
 
 Choice = TypeVar("Choice")
 
@@ -109,7 +110,8 @@ class ImplicitSolution:
     Attributes:
         value: (*batch, ...), the solution; NaN where it was not found, unless ``on_failure="ignore"``.  The derivative
             of an element that was not found is NaN in any case, for a point that solves nothing has none.
-        status: (*batch) int64, an :class:`optlayer.Status` each.
+        status: (*batch) int64, an :class:`optlayer.Status` each; ``on_failure="warn"`` or ``"raise"`` puts the first
+            failed one in words.
         iterations: (*batch) int64.
         residual: (*batch), what is left of the equations, in the measure of the solver that was called.
         report: how the linear solves of its derivatives went.
@@ -214,9 +216,10 @@ def announce(status: Tensor, on_failure: str, what: str) -> None:
         return
     first = int(failed[0])
     verdict = Status(int(status.reshape(-1)[first]))
+    diagnosis, advice = words(what, verdict)
     message = (
         f"{what} failed for {failed.numel()} of {status.numel()} elements; the first is element {first}: "
-        f"{verdict.name}. {verdict.diagnosis} {verdict.advice}"
+        f"{verdict.name}. {diagnosis} {advice}"
     )
     if on_failure == "raise":
         raise SolverError(message)

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What has no root or no derivative says so, element by element, and leaves its neighbours alone."""
 
+import functools
 import math
 
 import pytest
@@ -195,7 +196,30 @@ def test_an_iteration_that_is_cut_off_has_a_status_and_no_derivative_but_implici
 
 
 W = torch.ones(2, dtype=torch.float64, requires_grad=True)
-LOST = "depends on a tensor that requires grad"
+LOST = "that requires grad, or that torch.func differentiates or maps, and that is none of its arguments"
+
+
+class Holder:
+    """What torch cannot look into."""
+
+    def __init__(self):
+        self.tensor = 2 * W
+
+    def difference(self, z):
+        return z - self.tensor
+
+
+class Cell(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.linear = torch.nn.Linear(2, 2, dtype=torch.float64)
+        self.scaled = 2 * W
+
+    def forward(self, z):
+        return z - self.scaled
+
+
+CELL, HIDDEN = Cell(), [W]
 
 
 @pytest.mark.parametrize(
@@ -208,12 +232,41 @@ LOST = "depends on a tensor that requires grad"
         lambda: linear_solve(lambda v: W * v, ones(2)),
         lambda: torch.func.grad(lambda W: implicit(lambda z: z - W, ones(2)).sum())(ones(2)),
         lambda: torch.func.vmap(lambda W: implicit(lambda z: z - W, ones(2)))(ones(3, 2)),
-        lambda: implicit(lambda z, ts: z - ts[0], ones(2), [W]),  # hidden in a list
     ],
 )
 def test_closures_over_what_is_differentiated_are_refused(call):
     with pytest.raises(ProblemError, match=LOST):
         call()
+
+
+def nested():
+    V = 2 * W
+
+    def inner(z):
+        return z - V
+
+    return lambda z: inner(z)
+
+
+@pytest.mark.parametrize(
+    ("call", "found"),
+    [
+        (lambda: root(lambda z: z - W, ones(2)), r"F depends on W, a tensor of shape \(2,\)"),
+        (lambda: fixed_point(nested(), ones(2)), r"f depends on V, a tensor of shape \(2,\)"),
+        (lambda: root(lambda z: z - CELL.linear(z), ones(2)), "F depends on CELL, a Cell with parameters"),
+        (lambda: root(lambda z, held: z - held.tensor, ones(2), Holder()), "F depends on a Holder among theta"),
+        (lambda: root(Holder().difference, ones(2)), r"F depends on tensor, a tensor of shape \(2,\)"),
+        (lambda: root(Cell(), ones(2)), r"F depends on scaled, a tensor of shape \(2,\)"),
+        (lambda: root(Cell().forward, ones(2)), r"F depends on scaled, a tensor of shape \(2,\)"),
+        (lambda: root(functools.partial(torch.sub, W), ones(2)), "F depends on argument 0 of a partial"),
+        (lambda: root(lambda z: z - HIDDEN[0], ones(2)), "F depends on a tensor that requires grad"),
+    ],
+)
+def test_a_closure_over_what_is_differentiated_is_named(call, found):
+    with pytest.raises(ProblemError, match=found) as error:
+        call()
+    assert LOST in str(error.value)
+    assert "as one of theta, by itself, in a list, tuple or dictionary" in str(error.value)
 
 
 @pytest.mark.filterwarnings("ignore:.torch.jit.script")
@@ -274,3 +327,44 @@ def test_malformed_arguments_are_refused(call, message):
 def test_settings_out_of_range_are_refused(call, message):
     with pytest.raises(SettingsError, match=message):
         call()
+
+
+FAILURES = {
+    "a function without a root": (lambda **kw: root(lambda z: z.square() + 1, ones(1), **kw), "INSUFFICIENT_PROGRESS"),
+    "Broyden's method without a root": (
+        lambda **kw: root(lambda z: z.square() + 1, ones(1), method="broyden", **kw),
+        "INSUFFICIENT_PROGRESS",
+    ),
+    "a root out of reach": (lambda **kw: root(F, ones(1), 1e4 * ones(1), max_iter=2, **kw), "MAX_ITERATIONS"),
+    "a root from nowhere": (lambda **kw: root(F, math.nan * ones(1), ones(1), **kw), "INVALID_DATA"),
+    "no fixed point": (
+        lambda **kw: fixed_point(lambda z: 2 * z + 1, ones(1), method="picard", **kw),
+        "INSUFFICIENT_PROGRESS",
+    ),
+    "no fixed point in time": (lambda **kw: fixed_point(torch.cos, ones(1), max_iter=2, **kw), "MAX_ITERATIONS"),
+    "a fixed point from nowhere": (lambda **kw: fixed_point(torch.cos, math.inf * ones(1), **kw), "INVALID_DATA"),
+    "a kink": (lambda **kw: argmin(lambda z: z.abs().sum(), ones(1) / 3, **kw), "INSUFFICIENT_PROGRESS"),
+    "no minimum": (lambda **kw: argmin(torch.sum, ones(1), **kw), "MAX_ITERATIONS"),
+    "a saddle": (lambda **kw: argmin(lambda z: z.square().diff().sum(), 0 * ones(2), **kw), "NON_CONVEX"),
+    "a minimiser from nowhere": (lambda **kw: argmin(lambda z: z.log().sum(), -ones(1), **kw), "INVALID_DATA"),
+    "a singular matrix": (lambda **kw: linear_solve(ones(2, 2), ones(2), **kw), "NUMERICAL_ERROR"),
+    "a system without a solution": (
+        lambda **kw: linear_solve(torch.diag(ones(2).cumsum(0) - 1), ones(2), method="gmres", **kw),
+        "INSUFFICIENT_PROGRESS",
+    ),
+    "a system in a hurry": (
+        lambda **kw: linear_solve(torch.diag(ones(5).cumsum(0)), ones(5), method="cg", max_iter=2, **kw),
+        "MAX_ITERATIONS",
+    ),
+    "a right-hand side with NaN": (lambda **kw: linear_solve(ones(1, 1), math.nan * ones(1), **kw), "INVALID_DATA"),
+}
+
+
+@pytest.mark.parametrize(("solve", "status"), FAILURES.values(), ids=FAILURES)
+def test_the_words_of_a_failure_are_of_equations_and_not_of_programs(solve, status):
+    with pytest.raises(SolverError, match=f"failed for 1 of 1 elements; the first is element 0: {status}. ") as error:
+        solve(on_failure="raise")
+    words = str(error.value).split(": ", 1)[1].lower()
+    for foreign in ("feasib", "constraint", "kkt", " p ", "lb", "ub ", "convex, "):
+        assert foreign not in words
+    assert words.count(".") >= 3  # name, diagnosis, advice

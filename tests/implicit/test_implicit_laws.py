@@ -239,6 +239,36 @@ def test_a_module_under_functional_call_gets_the_same_gradient():
     assert abs(tangent - expected.sum()) < 1e-12
 
 
+def test_theta_in_lists_dictionaries_and_modules_gets_the_same_derivatives():
+    """And modules among theta share their parameters with F and with each other, as torch's modules do."""
+    W, x = data()
+    expected = torch.autograd.grad(CASES["fixed_point, newton"](W, x).sum(), (W, x))
+
+    def held(z, given, factor):
+        return torch.tanh(factor * (z @ given["W"][0].mT + given["pair"][1]))
+
+    kept = {"W": [W], "pair": ("a constant", x)}
+    out = fixed_point(held, torch.zeros_like(x), kept, 1.0, batch_dims=1, method="newton").value
+    for a, b in zip(torch.autograd.grad(out.sum(), (W, x)), expected, strict=True):
+        assert largest(a, b) < 1e-13
+
+    cell = torch.nn.Linear(N, N, dtype=W.dtype)
+    cell.load_state_dict({"weight": W.detach(), "bias": torch.zeros(N, dtype=W.dtype)})
+
+    def called(z, x, cells):
+        return torch.tanh(cells["one"](z) + x)
+
+    def solve(x):
+        cells = {"one": cell, "same": [cell]}
+        return fixed_point(called, torch.zeros_like(x), x, cells, batch_dims=1, method="newton").value
+
+    for a, b in zip(torch.autograd.grad(solve(x).sum(), (cell.weight, x)), expected, strict=True):
+        assert largest(a, b) < 1e-13
+    assert gradcheck(solve, (x,), check_forward_ad=True, fast_mode=True)
+    X = torch.stack([x, 2 * x]).detach()
+    assert largest(vmap(solve)(X), torch.stack([*map(solve, X)])) < 1e-12
+
+
 def test_solvers_nest_in_each_other_and_around_solve_qp():
     def inner(y, a, linsolve):
         return root(lambda z, y, a: z + z**3 - torch.cos(y) * a, torch.zeros_like(y), y, a, linsolve=linsolve).value
