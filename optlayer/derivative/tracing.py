@@ -101,6 +101,13 @@ def batched(t: Tensor) -> bool:
     return bool(torch._C._dispatch_keys(t).has(_BATCHED))
 
 
+def batching() -> bool:
+    """Whether ``is_grads_batched`` is at work around this call."""
+    nesting = torch._C._vmapmode_increment_nesting()
+    torch._C._vmapmode_decrement_nesting()
+    return nesting > 1
+
+
 def unbatch(tensors: Sequence[Tensor]) -> tuple[list[Tensor], list[int | None], Callable[[Tensor], Tensor]]:
     """What ``is_grads_batched`` maps as plain tensors with the mapped dimension first, and the way back."""
     level = torch._C._vmapmode_increment_nesting() - 1

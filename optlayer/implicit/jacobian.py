@@ -16,14 +16,43 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..derivative.tracing import batching, transformed
+
 Function = Callable[..., Tensor]
 CHUNK = 1 << 24  # entries that the products with several e_i at once may have
 
 
 def vjp(function: Callable[..., Any], *primals: Tensor) -> tuple[Any, Callable[[Any], tuple[Tensor, ...]]]:
-    """The value of a function, and the map from its cotangents to those of its arguments."""
-    value, pullback, *_ = torch.func.vjp(function, *primals)
-    return value, pullback
+    """The value of a function, a tensor or a tuple of them, and the map from its cotangents to those of its arguments.
+
+    Where nothing outside can follow the call, one graph does what torch.func takes several layers for.
+    """
+    if torch.is_grad_enabled() or transformed() or batching() or torch.is_inference_mode_enabled():
+        value, pullback, *_ = torch.func.vjp(function, *primals)
+        return value, pullback
+    with torch.enable_grad():
+        inputs = [t.detach().requires_grad_() for t in primals]
+        outputs = function(*inputs)
+    several = isinstance(outputs, tuple)
+    tracked = [out.requires_grad for out in (outputs if several else (outputs,))]
+
+    def pulled(cotangents: Any) -> tuple[Tensor, ...]:
+        pairs = zip(outputs if several else (outputs,), cotangents if several else (cotangents,), strict=True)
+        kept = [pair for pair, follows in zip(pairs, tracked, strict=True) if follows]
+        if not kept:
+            return tuple(torch.zeros_like(t) for t in inputs)
+        ends, seeds = zip(*kept, strict=True)
+        return torch.autograd.grad(
+            ends,
+            inputs,
+            seeds,
+            retain_graph=True,
+            create_graph=torch.is_grad_enabled(),
+            allow_unused=True,
+            materialize_grads=True,
+        )
+
+    return outputs, pulled
 
 
 def pull(F: Function, z: Tensor, tensors: Sequence[Tensor], wanted: Sequence[bool], u: Tensor) -> list[Tensor | None]:
