@@ -6,12 +6,12 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from ..derivative.tracing import bare, eager
 from .derivative import Equation, attach
 from .descent import lbfgs, newton
+from .jacobian import gradient
 from .mapping import Mapping, check_point
 from .solution import ImplicitSolution, LinearSettings, Report, choose, linear_settings, stopping
 
@@ -80,9 +80,8 @@ def argmin(
     settings, stop = linear_settings(linsolve), stopping(z0.dtype, eps_abs, eps_rel, max_iter, on_failure)
     solver = partial(choose(method, METHODS), stop, settings)
 
-    def gradient(z: Tensor, *tensors: Tensor) -> Tensor:
-        g: Tensor = torch.func.grad(lambda q: mapping(q, *tensors).sum())(z)
-        return g
+    def stationarity(z: Tensor, *tensors: Tensor) -> Tensor:
+        return gradient(lambda q: mapping(q, *tensors), z)
 
-    equation = Equation(gradient, mapping, solver, settings, Report(), on_failure, "argmin")
+    equation = Equation(stationarity, mapping, solver, settings, Report(), on_failure, "argmin")
     return attach(equation, z0, batch_dims, mapping.tensors)

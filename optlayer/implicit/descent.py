@@ -23,10 +23,12 @@ from torch import Tensor
 from ..status import Status
 from .derivative import LARGEST, Equation
 from .iteration import SUFFICIENT, Run, State, backtrack, size, sound
-from .jacobian import adjoint_product, jacobian
+from .jacobian import adjoint_product, jacobian, value_and_gradient
 from .krylov import cg, divide, dot, norm
 from .newton import Result, secant_scale
 from .solution import LinearSettings, Stop
+
+Pair = tuple[Tensor, Tensor, Tensor]  # s = dz, y = dg, and rho = 1 / s'y, or 0
 
 MEMORY = 10  # differences that L-BFGS keeps
 CURVED = 1e-8  # of the largest eigenvalue, or of its diagonal entry: a lesser eigenvalue or pivot counts as zero
@@ -46,12 +48,12 @@ def newton(stop: Stop, linsolve: LinearSettings, equation: Equation, z: Tensor, 
         step, scale, saddle = _newton_step(equation, z, tensors, g, run.active)
         met = run.active & (size(g) <= stop.tolerance(scale))
         run.end(met & saddle, Status.NON_CONVEX)
-        z, (f, g), _ = backtrack(evaluate, _smaller(g), z, (f, g), step, met & ~saddle, 1)
+        going = run.active & ~met & (k < stop.max_iter)
+        better = _better(f, g, step, met)
+        z, (f, g), stuck = backtrack(evaluate, better, z, (f, g), step, going, once=met & ~saddle)
         run.end(met, Status.SOLVED)
-        going = run.active
-        if k == stop.max_iter or not going.any():
+        if not going.any():
             break
-        z, (f, g), stuck = backtrack(evaluate, _acceptable(f, g, step), z, (f, g), step, going)
         run.step(going & ~stuck)
         run.end(stuck, Status.INSUFFICIENT_PROGRESS)
     return run.result(z, size(g))
@@ -94,42 +96,42 @@ def lbfgs(stop: Stop, linsolve: LinearSettings, equation: Equation, z: Tensor, t
     start, z = z, sound(z)
     f, g = evaluate(z)
     run, scale = Run(start, f, g), torch.zeros_like(size(g))
-    S: list[Tensor] = []
-    Y: list[Tensor] = []
+    pairs: list[Pair] = []
+    gamma = torch.ones_like(scale)
     fresh = torch.ones_like(run.active)
     for _ in range(stop.max_iter):
         run.end(size(g) <= stop.tolerance(scale), Status.SOLVED)
         going = run.active
         if not going.any():
             break
-        step = -_two_loops(S, Y, g)
+        step = -_two_loops(pairs, gamma, g)
         step = torch.where(fresh, step / norm(g).clamp(min=1), step)
         z_new, (f, g_new), stuck = backtrack(evaluate, _acceptable(f, g, step), z, (f, g), step, going)
         run.end(stuck & fresh, Status.INSUFFICIENT_PROGRESS)
         run.step(going & ~stuck)
         s, y = z_new - z, g_new - g
         scale = secant_scale(z_new, s, y, scale)
-        curved = dot(s, y) > CURVED * norm(s) * norm(y)  # else the pair would spoil what is known
-        S, Y = [*S[1 - MEMORY :], torch.where(curved, s, 0)], [*Y[1 - MEMORY :], torch.where(curved, y, 0)]
-        S, Y = ([torch.where(stuck, 0, t) for t in ts] for ts in (S, Y))
+        sy = dot(s, y)
+        curved = sy > CURVED * norm(s) * norm(y)  # else the pair would spoil what is known
+        pairs = [*pairs[1 - MEMORY :], (s, y, torch.where(curved, 1 / sy, 0))]
+        gamma = torch.where(curved, sy / dot(y, y), gamma)
+        if stuck.any():
+            pairs = [(s, y, rho.masked_fill(stuck, 0)) for s, y, rho in pairs]
+            gamma = gamma.masked_fill(stuck, 1)
         z, g, fresh = z_new, g_new, stuck
     run.end(size(g) <= stop.tolerance(scale), Status.SOLVED)
     return run.result(z, size(g))
 
 
-def _two_loops(S: list[Tensor], Y: list[Tensor], g: Tensor) -> Tensor:
-    """B g; pairs of zero take no part, and without any B is the identity."""
+def _two_loops(pairs: Sequence[Pair], gamma: Tensor, g: Tensor) -> Tensor:
+    """B g, from B = gamma I and the pairs; those with rho = 0 take no part."""
     shares = []
-    scale = torch.ones_like(g[..., :1])
-    for s, y in zip(S, Y, strict=True):
-        scale = torch.where(dot(s, y) > 0, divide(dot(s, y), dot(y, y)), scale)
-    for s, y in zip(reversed(S), reversed(Y), strict=True):
-        share = divide(dot(s, g), dot(s, y))
-        g = g - share * y
-        shares.append(share)
-    d = scale * g
-    for s, y, share in zip(S, Y, reversed(shares), strict=True):
-        d = d + s * (share - divide(dot(y, d), dot(s, y)))
+    for s, y, rho in reversed(pairs):
+        shares.append(rho * dot(s, g))
+        g = g - shares[-1] * y
+    d = gamma * g
+    for (s, y, rho), share in zip(pairs, reversed(shares), strict=True):
+        d = d + s * (share - rho * dot(y, d))
     return d
 
 
@@ -138,21 +140,24 @@ def _values(equation: Equation, tensors: Sequence[Tensor]) -> Callable[[Tensor],
 
     def evaluate(z: Tensor) -> State:
         assert equation.potential is not None
-        return equation.potential(z, *tensors).unsqueeze(-1), equation.F(z, *tensors)
+        f, g = value_and_gradient(lambda q: equation.potential(q, *tensors), z)  # type: ignore[misc]
+        return f.unsqueeze(-1), g
 
     return evaluate
 
 
-def _smaller(g: Tensor) -> Callable[[Tensor, State], Tensor]:
-    return lambda t, new: size(new[1]) < size(g)
+def _better(f: Tensor, g: Tensor, step: Tensor, met: Tensor) -> Callable[[Tensor, State], Tensor]:
+    """Whether a point is acceptable; for those who have met the tolerance, whether its gradient is smaller."""
+    acceptable, largest = _acceptable(f, g, step), size(g)
+    return lambda t, new: torch.where(met, size(new[1]) < largest, acceptable(t, new))
 
 
 def _acceptable(f: Tensor, g: Tensor, step: Tensor) -> Callable[[Tensor, State], Tensor]:
-    slope, rounding = dot(g, step), ROUNDING * torch.finfo(f.dtype).eps * (1 + f.abs())
+    slope, length, rounding = dot(g, step), norm(g), ROUNDING * torch.finfo(f.dtype).eps * (1 + f.abs())
 
     def acceptable(t: Tensor, new: State) -> Tensor:
         value, gradient = new
-        level = (value <= f + rounding) & (norm(gradient) < norm(g))
+        level = (value <= f + rounding) & (norm(gradient) < length)
         return (((value <= f + SUFFICIENT * t * slope) & (value < f)) | level) & gradient.isfinite().all(
             -1, keepdim=True
         )

@@ -115,7 +115,7 @@ def _columns(product: Callable[[Tensor], Tensor], b: Tensor, M: Tensor) -> Tenso
 
 def _finite(A: Tensor) -> tuple[Tensor, Tensor]:
     """A with the identity, as far as it goes, in place of matrices that hold NaN or inf; and where there were none."""
-    finite = A.isfinite().all(-1).all(-1)
+    finite = norm(A).isfinite().all(-1)
     unit = torch.eye(A.shape[-2], A.shape[-1], dtype=A.dtype, device=A.device)
     return torch.where(finite[..., None, None], A, unit), finite
 

@@ -125,8 +125,9 @@ def _iterate(stop: Stop, equation: Equation, z: Tensor, tensors: Sequence[Tensor
         run.end(~(left <= DIVERGED * least.clamp(min=1)), Status.INSUFFICIENT_PROGRESS)  # NaN too
         if memory:
             dZ, dF = [*dZ[1 - memory :], z_new - z], [*dF[1 - memory :], r_new - r]
-            remembered = left <= WORSE * least
-            dZ, dF = ([torch.where(remembered, d, 0) for d in ds] for ds in (dZ, dF))
+            lost = ~(left <= WORSE * least)
+            if lost.any():
+                dZ, dF = ([d.masked_fill(lost, 0) for d in ds] for ds in (dZ, dF))
         z, r = torch.where(run.active, z_new, z), torch.where(run.active, r_new, r)
         better = run.active & (left < least)
         best, least = torch.where(better, z, best), torch.where(better, left, least)

@@ -71,20 +71,23 @@ def backtrack(
     step: Tensor,
     going: Tensor,
     halvings: int = HALVINGS,
+    once: Tensor | None = None,
 ) -> tuple[Tensor, State, Tensor]:
     """For each element that is going the first acceptable of z + step, z + step / 2, z + step / 4, ...
 
-    Args: `evaluate` gives the state at a point; `acceptable(t, state)` judges that of z + t step.
-    Returns: the new points with their states, and the elements that found none and stayed.
+    Args: `evaluate` gives the state at a point; `acceptable(t, state)` judges that of z + t step; the elements `once`,
+    if any, try the whole step and no other.
+    Returns: the new points with their states, and the elements among those going that found none and stayed.
     """
+    trying = going if once is None else going | once
     start, t = z, torch.ones_like(z[..., :1])
     for _ in range(halvings):
         trial = start + t * step
         found = evaluate(trial)
-        good = going & acceptable(t, found)
+        good = trying & acceptable(t, found)
         z = torch.where(good, trial, z)
         state = tuple(torch.where(good, new, old) for new, old in zip(found, state, strict=True))
-        going = going & ~good
+        trying = going = going & ~good
         if not going.any():
             break
         t = torch.where(going, t / 2, t)

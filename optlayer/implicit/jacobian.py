@@ -15,11 +15,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from ..derivative.tracing import batching, transformed
 
 Function = Callable[..., Tensor]
-CHUNK = 1 << 24  # entries that the products with several e_i at once may have
+CHUNK = 1 << 20  # entries of what products with several e_i at once may hold
+FEW = 8  # fewer products at once gain nothing
+LARGE = 1 << 14  # entries of a Jacobian for which it pays to look at one product first
 
 
 def vjp(function: Callable[..., Any], *primals: Tensor) -> tuple[Any, Callable[[Any], tuple[Tensor, ...]]]:
@@ -52,7 +55,27 @@ def vjp(function: Callable[..., Any], *primals: Tensor) -> tuple[Any, Callable[[
             materialize_grads=True,
         )
 
-    return outputs, pulled
+    return tuple(out.detach() for out in outputs) if several else outputs.detach(), pulled
+
+
+def value_and_gradient(f: Function, z: Tensor) -> tuple[Tensor, Tensor]:
+    """f(z), (*batch), and the gradient of its sum."""
+    value, pullback = vjp(f, z)
+    return value, pullback(torch.ones_like(value))[0]
+
+
+def gradient(f: Function, z: Tensor) -> Tensor:
+    """The gradient of the sum of f(z), differentiable in all that the call follows."""
+    if transformed() or batching() or torch.is_inference_mode_enabled():
+        g: Tensor = torch.func.grad(lambda q: f(q).sum())(z)
+        return g
+    followed = torch.is_grad_enabled()
+    with torch.enable_grad():
+        q = z if followed and z.requires_grad else z.detach().requires_grad_()
+        value = f(q).sum()
+        if not value.requires_grad:
+            return torch.zeros_like(z)
+        return torch.autograd.grad(value, q, create_graph=followed, allow_unused=True, materialize_grads=True)[0]
 
 
 def pull(F: Function, z: Tensor, tensors: Sequence[Tensor], wanted: Sequence[bool], u: Tensor) -> list[Tensor | None]:
@@ -107,6 +130,34 @@ def rows(product: Function, like: Tensor) -> Tensor:
     n, rank = like.shape[-1], like.dim() - 1
     unit = torch.eye(n, dtype=like.dtype, device=like.device)
     unit = unit.reshape(n, *(1,) * rank, n).expand(n, *like.shape)
-    chunk = max(1, CHUNK // max(1, like.numel()))
+    chunk = CHUNK // max(1, _extent(product, like)) if n * like.numel() > LARGE else n
+    if chunk < min(FEW, n):
+        return torch.stack([product(e) for e in unit], -2)
     M: Tensor = torch.func.vmap(product, chunk_size=None if chunk >= n else chunk)(unit)
     return M.movedim(0, -2)
+
+
+def _extent(product: Function, like: Tensor) -> int:
+    """The entries of the largest tensor that torch.func.vmap multiplies by the number of products.
+
+    Beside what a product computes this is each factor of a batched matrix product, also one that is not mapped: of
+    that vmap makes as many copies.
+    """
+    seen = _Extent()
+    with seen:
+        product(torch.zeros_like(like))
+    return seen.largest
+
+
+class _Extent(TorchDispatchMode):
+    """Watches what is computed."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.largest = 1
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **kwargs or {})
+        seen = (*args, out) if func is torch.ops.aten.bmm.default else (out,)
+        self.largest = max(self.largest, *(t.numel() for t in seen if isinstance(t, Tensor)))
+        return out

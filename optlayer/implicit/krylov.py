@@ -32,8 +32,8 @@ def dot(a: Tensor, b: Tensor) -> Tensor:
 
 def norm(a: Tensor) -> Tensor:
     """The Euclidean norm, (*batch, 1), without overflow or underflow of the squares."""
-    size = algebra.norm(a).unsqueeze(-1)
-    size = torch.where((size > 0) & size.isfinite(), size, 1)
+    info = torch.finfo(a.dtype)
+    size = algebra.norm(a).unsqueeze(-1).clamp(info.tiny, info.max)
     length: Tensor = size * torch.linalg.vector_norm(a / size, dim=-1, keepdim=True)
     return length
 
@@ -45,7 +45,7 @@ def zero_counts(b: Tensor) -> Tensor:
 
 def divide(a: Tensor, b: Tensor) -> Tensor:
     """a / b, and 0 where b = 0."""
-    return torch.where(b == 0, 0, a / torch.where(b == 0, 1, b))
+    return (a / b).masked_fill(b == 0, 0)
 
 
 def cg(A: Product, b: Tensor, eps: float, max_iter: int) -> tuple[Tensor, Tensor]:

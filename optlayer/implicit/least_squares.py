@@ -23,12 +23,14 @@ def normal_cg(A: Product, At: Product, b: Tensor, eps: float, max_iter: int) -> 
     ss, size, squares = dot(s, s), norm(b), torch.zeros_like(dot(s, s))
     count = zero_counts(b)
     for _ in range(max_iter):
-        going = (ss.sqrt() > eps * squares.sqrt() * norm(r)) & (ss > 0) & (norm(r) > eps * size)
+        left = norm(r)
+        going = (ss.sqrt() > eps * squares.sqrt() * left) & (ss > 0) & (left > eps * size)
         if not going.any():
             break
         Ap = A(p)
-        squares = torch.maximum(squares, divide(dot(Ap, Ap), dot(p, p)))  # grows to |A|^2
-        alpha = torch.where(going, divide(ss, dot(Ap, Ap)), 0)
+        stretch = dot(Ap, Ap)
+        squares = torch.maximum(squares, divide(stretch, dot(p, p)))  # grows to |A|^2
+        alpha = torch.where(going, divide(ss, stretch), 0)
         x, r = x + alpha * p, r - alpha * Ap
         s = torch.where(going, At(r), s)
         before, ss = ss, torch.where(going, dot(s, s), ss)

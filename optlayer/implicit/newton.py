@@ -50,36 +50,37 @@ def newton(stop: Stop, linsolve: LinearSettings, equation: Equation, z: Tensor, 
     start, z = z, sound(z)
     (r,) = evaluate(z)
     run, leaps = Run(start, r), torch.zeros_like(r[..., :1])
-    best, least = z, r
+    best, least = z, size(r)
     for k in range(stop.max_iter + 1):
         if not run.active.any():
             break
         step, scale = _step(settings, equation, z, tensors, r)
         met = run.active & (size(r) <= stop.tolerance(scale))
-        z, (r,), _ = backtrack(evaluate, _smaller(r), z, (r,), step, met, 1)
+        going = run.active & ~met & (k < stop.max_iter)
+        z, (r,), stuck = backtrack(evaluate, _better(r, met), z, (r,), step, going, SHORTEST, met)
         run.end(met, Status.SOLVED)
-        going = run.active
-        if k == stop.max_iter or not going.any():
+        if not going.any():
             break
-        z, (r,), stuck = backtrack(evaluate, _sufficient(r), z, (r,), step, going, SHORTEST)
         if stuck.any():
             z, (r,), lost = backtrack(evaluate, _finite, z, (r,), step, stuck & (leaps < LEAPS))
             leaps, stuck = leaps + stuck, stuck & (lost | (leaps >= LEAPS))
         run.step(going & ~stuck)
         run.end(stuck, Status.INSUFFICIENT_PROGRESS)
-        better = size(r) < size(least)
-        best, least = torch.where(better, z, best), torch.where(better, r, least)
+        left = size(r)
+        best, least = torch.where(left < least, z, best), torch.where(left < least, left, least)
     solved = run.status == Status.SOLVED
-    z, r = torch.where(solved, z, best), torch.where(solved, r, least)
-    return run.result(z, size(r))
+    return run.result(torch.where(solved, z, best), torch.where(solved, size(r), least))
 
 
-def _smaller(r: Tensor) -> Callable[[Tensor, State], Tensor]:
-    return lambda t, new: size(new[0]) < size(r)
+def _better(r: Tensor, met: Tensor) -> Callable[[Tensor, State], Tensor]:
+    """Whether |F| falls by a part of what the slope promises; for those who have met the tolerance, at all."""
+    sufficient, largest = _sufficient(r), size(r)
+    return lambda t, new: torch.where(met, size(new[0]) < largest, sufficient(t, new))
 
 
 def _sufficient(r: Tensor) -> Callable[[Tensor, State], Tensor]:
-    return lambda t, new: norm(new[0]) <= (1 - SUFFICIENT * t) * norm(r)
+    length = norm(r)
+    return lambda t, new: norm(new[0]) <= (1 - SUFFICIENT * t) * length
 
 
 def _finite(t: Tensor, new: State) -> Tensor:
