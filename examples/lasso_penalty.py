@@ -4,6 +4,10 @@
     w(lam) = argmin |Zw - t|^2 / (2N) + lam |w|_1,      L(lam) = |Z_v w(lam) - t_v|^2 / (2 N_v)
 
 With w = u - v and u, v >= 0 the lasso is a QP.  On the support S of w, dw_S / dlam = -(Z_S'Z_S / N)^-1 sign(w_S).
+
+What is verified, at lam = 0.1 on the first 300 patients, with columns of mean 0 and variance 1: dL/dlam through the QP
+equals this closed form to 1e-8 and central differences to 1e-6.  Its value, and S, depend on how the data are split and
+scaled, which the paper's own figures leave open.
 """
 
 import torch

@@ -53,13 +53,19 @@ def test_the_implicit_derivative_is_as_accurate_as_the_iterate(ridge):
 
 
 def test_the_unrolled_derivative_falls_behind_by_a_factor_that_grows_with_the_iterations(ridge):
-    """In the slowest mode, of eigenvalue h, it is 1 + k step h / (1 - step h) times as far off as the implicit one."""
+    """In the slowest mode, of eigenvalue h, it is 1 + k step h / (1 - step h) times as far off as the implicit one.
+
+    That mode is what is left after some iterations.  On these data the factor is 28 after 81 of them.
+    """
     eigenvalues, _, step, _, of_implicit, of_unrolled = ridge
     ratio = of_unrolled / of_implicit
+    slowest = step * eigenvalues[0]
+    factor = 1 + torch.tensor(STEPS, dtype=torch.float64) * slowest / (1 - slowest)
+    # Faster modes still hold 1e-3 of the error after 50 iterations; after 90 rounding holds 1e-3 of it.
+    assert ratio[5:].tolist() == pytest.approx(factor[5:].tolist(), rel=2e-3)
+    assert factor[8] < 28 < factor[9]
     assert ratio[0].item() == pytest.approx(1, abs=1e-12)  # w = 0 whatever t: both are off by all of the derivative
-    assert (ratio.diff() > 0).all() and ratio[-1] > 20
-    lag = step * eigenvalues[0] / (1 - step * eigenvalues[0])
-    assert (ratio[-1] - ratio[-2]).item() == pytest.approx(10 * lag.item(), rel=1e-2)  # late, when one mode is left
+    assert (ratio.diff() > 0).all()
 
 
 def test_a_truncated_adjoint_converges_at_the_rate_of_the_map():
