@@ -3,7 +3,7 @@
 
 import math
 import operator
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -122,12 +122,12 @@ class QPLayer(nn.Module):
             settings = (settings or Settings()).override(**overrides)
         constants = dict(constants or {})
         self.n, self.m, self.p = n, m, p = _sizes(n, m, p)
-        self.inputs = tuple(inputs)
+        self.inputs = _names(inputs)
         self.constants = tuple(name for name in BLOCKS if name in constants)
         if learned is None:
             present = ("P", "q", *(("G", "h") if m else ()), *(("A", "b") if p else ()))
             learned = [name for name in present if name not in self.inputs and name not in self.constants]
-        learned = set(learned)
+        learned = set(_names(learned))
         self.learned = tuple(name for name in BLOCKS if name in learned)
         self.feasible, self.epsilon, self.settings = feasible, epsilon, settings
         self.entropic = "entropy" in {*self.inputs, *constants, *learned}
@@ -226,9 +226,13 @@ class QPLayer(nn.Module):
             else:
                 nn.init.constant_(parameter, {"h": 1.0, "lb": -1.0, "ub": 1.0}.get(name, 0.0))
 
-    def blocks(self, **given: Tensor) -> dict[str, Tensor]:
-        """The data of the problem by name, for these inputs: the arguments of :func:`optlayer.solve_qp`."""
-        blocks = {**given, **{name: getattr(self, name) for name in self.constants}}
+    def blocks(self, *args: Tensor, **named: Tensor) -> dict[str, Any]:
+        """The data of the problem by name: the arguments of :func:`optlayer.solve_qp`.
+
+        Inputs as in ``forward``; those that are not given are left out.  P is ``None`` where there is none.
+        """
+        blocks: dict[str, Any] = {} if "P" in self.inputs else {"P": None}
+        blocks = {**blocks, **self._given(args, named), **{name: getattr(self, name) for name in self.constants}}
         own = dict(self.named_parameters(recurse=False))
         device = next((t.device.type for t in (*own.values(), *blocks.values()) if isinstance(t, Tensor)), "cpu")
         with full_precision(device):  # in half precision L L' may lose its positive eigenvalues, and G z0 its digits
@@ -266,8 +270,8 @@ class QPLayer(nn.Module):
             return _between(z0, lower.clamp(min=0) if self.entropic else lower, upper)
         return z0
 
-    def solve(self, *args: Tensor, **named: Tensor) -> Solution:
-        """As ``forward``, but returns the whole :class:`optlayer.Solution`."""
+    def _given(self, args: Sequence[Tensor], named: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Inputs by name, of those in their order and those by name."""
         if len(args) > len(self.inputs):
             raise ProblemError(f"{len(args)} inputs are given, expected {len(self.inputs)}: {', '.join(self.inputs)}")
         given = dict(zip(self.inputs, args, strict=False))
@@ -276,7 +280,13 @@ class QPLayer(nn.Module):
                 raise ProblemError(
                     f"input {name!r} is unknown or given twice, expected {', '.join(self.inputs)} once each"
                 )
-        given.update(named)
+        return {**given, **named}
+
+    def solve(
+        self, *args: Tensor, warm_start: Solution | Sequence[Tensor | None] | None = None, **named: Tensor
+    ) -> Solution:
+        """As ``forward``, but returns the whole :class:`optlayer.Solution`; ``warm_start`` is that of ``solve_qp``."""
+        given = self._given(args, named)
         if missing := [name for name in self.inputs if name not in given]:
             raise ProblemError(f"input {', '.join(missing)} is missing")
         own = next((t.dtype for t in (*self.parameters(False), *self.buffers(False))), None)
@@ -285,11 +295,10 @@ class QPLayer(nn.Module):
                 self._check_shape("input", name, t)
                 if own is not None and own is not t.dtype and torch.float64 in (own, t.dtype):
                     raise ProblemError(f"input {name} has dtype {t.dtype}, expected {own}, the dtype of this layer")
-        blocks: dict[str, Any] = {"P": None, **self.blocks(**given)}
-        return solve_qp(**blocks, settings=self.settings)
+        return solve_qp(**self.blocks(**given), warm_start=warm_start, settings=self.settings)
 
-    def forward(self, *args: Tensor, **named: Tensor) -> Tensor:
-        """The minimiser x, (*batch, n), for inputs in the order of ``inputs`` or by name."""
+    def forward(self, *args: Tensor, **named: Any) -> Tensor:
+        """The minimiser x, (*batch, n), for inputs in the order of ``inputs`` or by name; also ``warm_start``."""
         return self.solve(*args, **named).x
 
     def extra_repr(self) -> str:
@@ -298,6 +307,11 @@ class QPLayer(nn.Module):
             if names:
                 parts.append(f"{group}=({', '.join(names)})")
         return ", ".join([*parts, f"feasible={self.feasible}", f"epsilon={self.epsilon}"])
+
+
+def _names(names: Iterable[str]) -> tuple[str, ...]:
+    """Names of blocks; a string is one name, not its letters."""
+    return (names,) if isinstance(names, str) else tuple(names)
 
 
 def _sizes(*sizes: int) -> tuple[int, ...]:
@@ -331,10 +345,10 @@ class SoftmaxLayer(nn.Module):
         temperature: > 0; the initial value if it is learned.
         learned: whether the temperature is learned, as the exponential of the parameter ``log_temperature``.
         upper: bound of the probabilities, a number or a tensor that broadcasts to the input; ``None`` for none.
-        device, dtype: of the parameter.
+        device, dtype: of the parameter and of a tensor ``upper``.
 
     Raises:
-        ValueError: the temperature is not positive.
+        ProblemError: the temperature is no positive number.
 
     Example:
         >>> import torch
@@ -355,13 +369,13 @@ class SoftmaxLayer(nn.Module):
     ) -> None:
         super().__init__()
         self.upper: Tensor | float | None
-        if not 0 < temperature < math.inf:
-            raise ValueError(f"temperature is {temperature!r}, expected a finite number > 0")
+        if not isinstance(temperature, (int, float)) or not 0 < temperature < math.inf:
+            raise ProblemError(f"temperature is {temperature!r}, expected a finite number > 0")
         self.dim, self.initial, self.learned = dim, float(temperature), learned
         if learned:
             self.log_temperature = nn.Parameter(torch.empty((), device=device, dtype=dtype))
         if isinstance(upper, Tensor):
-            self.register_buffer("upper", upper)
+            self.register_buffer("upper", upper.to(device=device, dtype=dtype))
         else:
             self.upper = upper
         self.reset_parameters()

@@ -71,6 +71,27 @@ def test_inputs_come_in_their_order_or_by_name() -> None:
     expected = layer(h, q)
     assert torch.equal(layer(q=q, h=h), expected)
     assert torch.equal(layer(h, q=q), expected)
+    for blocks in (layer.blocks(h, q), layer.blocks(h, q=q), layer.blocks(h=h, q=q)):
+        assert torch.equal(solve_qp(**blocks).x, expected)
+    assert set(layer.blocks()) == {"P", "G"}  # what the layer has of its own
+
+
+def test_a_program_without_P_has_its_blocks_too() -> None:
+    layer = QPLayer(2, inputs="q", constants={"lb": 0.0}, learned="ub", dtype=F64)
+    q = q_of(2, 5)
+    assert layer.blocks(q)["P"] is None
+    assert torch.equal(solve_qp(**layer.blocks(q)).x, layer(q))
+
+
+def test_a_warm_start_saves_iterations_and_changes_nothing_else() -> None:
+    layer = scrambled(QPLayer(6, 8, feasible=True, dtype=F64), scale=1.0)
+    q = q_of(6, 4)
+    cold = layer.solve(q)
+    warm = layer.solve(1.001 * q, warm_start=cold)
+    expected = layer.solve(1.001 * q)
+    assert warm.iterations.sum() < expected.iterations.sum()
+    torch.testing.assert_close(warm.x, expected.x, rtol=0, atol=1e-8)  # both to 1e-9
+    torch.testing.assert_close(layer(1.001 * q, warm_start=cold), warm.x, rtol=0, atol=0)
 
 
 def test_every_block_may_arrive_and_a_linear_program_has_no_P() -> None:
@@ -472,7 +493,12 @@ def test_capped_probabilities() -> None:
     torch.testing.assert_close(copy.deepcopy(caps)(torch.tensor([3.0, 0.0, 0.0], dtype=F64)), x)
 
 
-@pytest.mark.parametrize("temperature", [0.0, -1.0, float("nan"), float("inf")])
-def test_a_temperature_must_be_positive(temperature: float) -> None:
-    with pytest.raises(ValueError, match=r"temperature is .*, expected a finite number > 0"):
+def test_a_cap_goes_where_the_layer_goes() -> None:
+    layer = SoftmaxLayer(upper=torch.tensor([0.5, 0.4, 0.4]), dtype=F64)
+    assert layer(q_of(3)).dtype is layer.get_buffer("upper").dtype is F64
+
+
+@pytest.mark.parametrize("temperature", [0.0, -1.0, float("nan"), float("inf"), "warm"])
+def test_a_temperature_must_be_positive(temperature: Any) -> None:
+    with pytest.raises(ProblemError, match=r"temperature is .*, expected a finite number > 0"):
         SoftmaxLayer(temperature=temperature)
