@@ -28,7 +28,9 @@ from .newton import Result, newton
 from .solution import ImplicitSolution, LinearSettings, Report, Stop, choose, linear_settings, stopping
 
 MEMORY = 6  # iterates that Anderson's method combines
-RIDGE = 1e-10  # of the squared residual differences, brought to unit length
+# Of the squared residual differences, brought to unit length: well above their rounding, else more differences than
+# unknowns would make a singular matrix.
+RIDGE = {torch.float64: 1e-10, torch.float32: 2e-6}
 WORSE = 10.0  # a residual so many times the least one so far makes Anderson's method forget
 DIVERGED = 1e8  # so many times, and the iteration has diverged
 
@@ -144,7 +146,7 @@ def _mixture(dZ: list[Tensor], dF: list[Tensor], r: Tensor) -> Tensor:
     length = norm(F.mT).mT
     unit = divide(F, length)
     k = unit.shape[-1]
-    M = unit.mT @ unit + RIDGE * torch.eye(k, dtype=r.dtype, device=r.device)
+    M = unit.mT @ unit + RIDGE[r.dtype] * torch.eye(k, dtype=r.dtype, device=r.device)
     c = torch.linalg.solve_ex(M, unit.mT @ r.unsqueeze(-1))[0]
     return ((torch.stack(dZ, -1) - F) @ divide(c, length.mT)).squeeze(-1)
 
