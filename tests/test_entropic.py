@@ -9,6 +9,8 @@ import optlayer
 from optlayer import ProblemError, SettingsError, SolverError, Status
 from optlayer.entropic import softmax, solve_softmax
 
+pytestmark = pytest.mark.usefixtures("engine")
+
 EPS = torch.finfo(torch.float64).eps
 SCALES = (1e-6, 1e-3, 1.0, 10.0, 1e3, 1e6, 1e12, 1e100)
 
@@ -426,11 +428,11 @@ def test_on_failure():
 
 
 def test_the_iteration_limit():
-    theta = normal(6, 40, scale=30.0)
-    limited = solve_softmax(theta, max_iter=2)
+    theta, upper = normal(6, 40, scale=1e4), 0.02 + uniform(6, 40)
+    limited = solve_softmax(theta, 1.0, upper, max_iter=2)
     assert (limited.status == Status.MAX_ITERATIONS).all() and limited.x.isnan().all()
     assert (limited.iterations == 2).all()
-    assert solve_softmax(theta, max_iter=2, on_failure="ignore").x.isfinite().all()
+    assert solve_softmax(theta, 1.0, upper, max_iter=2, on_failure="ignore").x.isfinite().all()
 
 
 @pytest.mark.parametrize(

@@ -128,7 +128,7 @@ def solve(problem: Problem, skip: Tensor, eps: float, max_iter: int) -> Solution
             break
         iterations = iterations + live
         point = _step(problem, point, residuals, live, centring=_is_centring(iteration))
-    return _close(problem, point, skip, eps, solved, iterations)
+    return close(problem, point, skip, eps, solved, iterations)
 
 
 def _is_centring(iteration: int) -> bool:
@@ -254,7 +254,7 @@ def _length(p: Tensor, d: Tensor) -> Tensor:
 # ---- the closing -----------------------------------------------------------------------------------------------------
 
 
-def _close(problem: Problem, point: Point, skip: Tensor, eps: float, solved: Tensor, iterations: Tensor) -> Solution:
+def close(problem: Problem, point: Point, skip: Tensor, eps: float, solved: Tensor, iterations: Tensor) -> Solution:
     """From the interior point to the solution: v = 0, each cap active or not, and y by Newton.
 
     Stationarity with v = 0 gives x = min(exp(a - 1 - c y), u), which leaves one equation in y, c'x = 1.  The interior

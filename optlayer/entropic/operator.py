@@ -28,6 +28,8 @@ from .. import ops
 from ..errors import SolverError, warn
 from ..status import Status
 from . import interior_point
+from .interior_point import Point, Problem, Solution
+from .program import native
 
 library = torch.library.Library("optlayer", "FRAGMENT")
 library.define(
@@ -129,12 +131,12 @@ def _solve(theta: Tensor, tau: Tensor, caps: Tensor | None, rounding: float, eps
     skip = invalid | infeasible | lost
     tau = torch.where(skip, 1, tau)
     aside = removed | skip
-    problem = interior_point.Problem(
+    problem = Problem(
         torch.where(aside, 0, a),
         None if caps is None else torch.where(aside, NO_CAP, caps),
         torch.where(removed & ~skip, 0.0, 1.0).to(a) if bool(removed.any()) else None,
     )
-    solution = interior_point.solve(problem, skip, eps, max_iter)
+    solution = _solve_normalised(problem, skip, eps, max_iter)
 
     x, log_x = torch.where(removed, 0, solution.x), torch.where(removed, -torch.inf, solution.log_x)
     z, free = torch.where(removed, 0, tau * solution.z), torch.where(removed, 1, solution.free)
@@ -151,6 +153,27 @@ def _solve(theta: Tensor, tau: Tensor, caps: Tensor | None, rounding: float, eps
     status = status.masked_fill(infeasible, int(Status.PRIMAL_INFEASIBLE))
     status = status.masked_fill(invalid, int(Status.INVALID_DATA))
     return Columns(x, log_x, y, z, free, status, solution.iterations, residual)
+
+
+def _solve_normalised(problem: Problem, skip: Tensor, eps: float, max_iter: int) -> Solution:
+    """By the compiled engine for entropic programs, where it fits; by the method written in torch what it leaves."""
+    a, u, c = problem
+    n = a.shape[0]
+    if not native.takes("auto", None, a.T, 1):
+        return interior_point.solve(problem, skip, eps, max_iter)
+    one = a.new_ones(1)
+    row = one.expand(1, n) if c is None else c.T.unsqueeze(1)
+    found = native.qp(None, -a.T, None, None, row, one, None, None if u is None else u.T, one, eps, eps, max_iter, True)
+    x, y, status, iterations = found[0].T, found[1].squeeze(-1), found[6], found[7]
+    # no slacks and no multipliers: where the central share of a cap is asked for, it is not a number
+    x, none = (x, x) if u is None else (torch.cat([x, torch.zeros_like(x)]), x.new_zeros(2 * n, 1))
+    solution = interior_point.close(problem, Point(x, none, y), skip, eps, status == Status.SOLVED, iterations)
+    rest = (~skip & ~(solution.solved & solution.free.isfinite().all(0))).nonzero().squeeze(-1)
+    if rest.numel():
+        part = Problem(*(None if t is None else t[:, rest] for t in problem))  # type: ignore[arg-type]
+        for whole, piece in zip(solution, interior_point.solve(part, skip[rest], eps, max_iter), strict=True):
+            whole[..., rest] = piece
+    return solution
 
 
 def _report(status: Tensor) -> str:
