@@ -26,6 +26,7 @@ from torch import Tensor
 
 from .. import ops
 from ..errors import SolverError, warn
+from ..solvers.choose import opaque
 from ..status import Status
 from . import interior_point
 from .interior_point import Point, Problem, Solution
@@ -73,6 +74,7 @@ def _batch(theta: Tensor, temperature: Tensor, upper: Tensor | None) -> torch.Si
     return batch
 
 
+@opaque
 def _kernel(
     theta: Tensor, temperature: Tensor, upper: Tensor | None, eps: float, max_iter: int, on_failure: str
 ) -> tuple[Tensor, ...]:
@@ -92,14 +94,15 @@ def _kernel(
         columns = (theta_rows[part].double().T.contiguous(), taus[part].double())
         cap = None if caps is None else caps[part].double().T.contiguous()
         pieces.append(_solve(*columns, cap, rounding, eps, max_iter))
-    out = Columns(*(torch.cat(parts, -1) for parts in zip(*pieces, strict=True)))
+    out = Columns(*map(_joined, zip(*pieces, strict=True)))
     failed = out.status != Status.SOLVED
-    if on_failure in ("raise", "warn") and bool(failed.any()):
+    some = on_failure != "ignore" and bool(failed.any())
+    if on_failure in ("raise", "warn") and some:
         message = _report(out.status.reshape(batch))
         if on_failure == "raise":
             raise SolverError(message)
         warn(message)
-    if on_failure == "nan":
+    if on_failure == "nan" and some:
         x, log_x, y, z_upper = (t.masked_fill(failed, torch.nan) for t in out[:4])
         out = out._replace(x=x, log_x=log_x, y=y, z_upper=z_upper)
 
@@ -107,7 +110,11 @@ def _kernel(
         dtype = theta.dtype if t.is_floating_point() else t.dtype
         return t.T.to(dtype).reshape(*batch, n) if t.dim() == 2 else t.to(dtype).reshape(batch)
 
-    return tuple(shaped(t).contiguous() for t in out)
+    return tuple(map(shaped, out))
+
+
+def _joined(parts: Sequence[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(parts, -1)
 
 
 def _solve(theta: Tensor, tau: Tensor, caps: Tensor | None, rounding: float, eps: float, max_iter: int) -> Columns:
@@ -131,28 +138,31 @@ def _solve(theta: Tensor, tau: Tensor, caps: Tensor | None, rounding: float, eps
     skip = invalid | infeasible | lost
     tau = torch.where(skip, 1, tau)
     aside = removed | skip
-    problem = Problem(
-        torch.where(aside, 0, a),
-        None if caps is None else torch.where(aside, NO_CAP, caps),
-        torch.where(removed & ~skip, 0.0, 1.0).to(a) if bool(removed.any()) else None,
-    )
+    some = bool(aside.any())
+    if some:
+        a = torch.where(aside, 0, a)
+        u = None if caps is None else torch.where(aside, NO_CAP, caps)
+        problem = Problem(a, u, torch.where(removed & ~skip, 0.0, 1.0).to(a))
+    else:
+        problem = Problem(a, caps, None)
     solution = _solve_normalised(problem, skip, eps, max_iter)
 
-    x, log_x = torch.where(removed, 0, solution.x), torch.where(removed, -torch.inf, solution.log_x)
-    z, free = torch.where(removed, 0, tau * solution.z), torch.where(removed, 1, solution.free)
-    if caps is not None:
-        shut = (caps == 0) & (theta > -torch.inf)
-        z, free = torch.where(shut, torch.inf, z), torch.where(shut, 0, free)
-    y = tau * solution.y + shift
-    x, log_x, y, z, residual = (t.masked_fill(skip, torch.nan) for t in (x, log_x, y, z, solution.residual))
-    free = torch.where(solution.solved & ~skip, free, 1)
-
-    gave_up = lost | (solution.iterations < max_iter)
-    unsolved = torch.where(gave_up, int(Status.NUMERICAL_ERROR), int(Status.MAX_ITERATIONS))
-    status = torch.where(solution.solved & ~skip, int(Status.SOLVED), unsolved)
-    status = status.masked_fill(infeasible, int(Status.PRIMAL_INFEASIBLE))
-    status = status.masked_fill(invalid, int(Status.INVALID_DATA))
-    return Columns(x, log_x, y, z, free, status, solution.iterations, residual)
+    x, log_x, y, z, free, solved, residual, iterations = solution
+    z, y = tau * z, tau * y + shift
+    status = torch.where(solved, int(Status.SOLVED), int(Status.MAX_ITERATIONS))
+    status = status.masked_fill((iterations < max_iter) & ~solved, int(Status.NUMERICAL_ERROR))
+    free = torch.where(solved, free, 1)
+    if some:
+        x, log_x = torch.where(removed, 0, x), torch.where(removed, -torch.inf, log_x)
+        z, free = torch.where(removed, 0, z), torch.where(removed | skip, 1, free)
+        if caps is not None:
+            shut = (caps == 0) & (theta > -torch.inf)
+            z, free = torch.where(shut, torch.inf, z), torch.where(shut & ~skip, 0, free)
+        x, log_x, y, z, residual = (t.masked_fill(skip, torch.nan) for t in (x, log_x, y, z, residual))
+        status = status.masked_fill(lost, int(Status.NUMERICAL_ERROR))
+        status = status.masked_fill(infeasible, int(Status.PRIMAL_INFEASIBLE))
+        status = status.masked_fill(invalid, int(Status.INVALID_DATA))
+    return Columns(x, log_x, y, z, free, status, iterations, residual)
 
 
 def _solve_normalised(problem: Problem, skip: Tensor, eps: float, max_iter: int) -> Solution:

@@ -94,9 +94,9 @@ class Interior(NamedTuple):
 
 def close(problem: Standard, parts: Layout, point: Point) -> Closed:
     """The closing of every element of the batch."""
-    interior = _interior(parts, point)
-    trial = _guess(problem, parts.p, interior)
-    attempt, flips = _attempt(problem, parts.p, interior, trial)
+    inside = interior(parts, point)
+    trial = _guess(problem, parts.p, inside)
+    attempt, flips = _attempt(problem, parts.p, inside, trial)
     out = attempt._replace(released=trial.released.clone())
     todo = torch.arange(out.x.shape[0], device=out.x.device)
     for _ in range(ROUNDS):
@@ -106,12 +106,12 @@ def close(problem: Standard, parts: Layout, point: Point) -> Closed:
         todo, trial = todo[again], take(trial, again)
         rows, lower, upper = (a ^ b[again] for a, b in zip(trial[:3], flips, strict=True))
         trial = trial._replace(rows=rows, lower=lower, upper=upper & ~lower, released=attempt.released[again])
-        attempt, flips = _attempt(take(problem, todo), parts.p, take(interior, todo), trial)
+        attempt, flips = _attempt(take(problem, todo), parts.p, take(inside, todo), trial)
         for whole, piece in zip(out, attempt, strict=True):
             whole[todo[attempt.sure]] = piece[attempt.sure]
     central = (~out.sure | (out.released > 0)).nonzero().squeeze(-1)
     if central.numel():
-        middle = _central(take(problem, central), parts.p, take(interior, central))
+        middle = _central(take(problem, central), parts.p, take(inside, central))
         sure = out.sure[central]
         for name in ("w", "w_box", "lower_share"):
             getattr(out, name)[central] = getattr(middle, name)
@@ -120,7 +120,8 @@ def close(problem: Standard, parts: Layout, point: Point) -> Closed:
     return out._replace(weak=out.weak + out.released)
 
 
-def _interior(parts: Layout, point: Point) -> Interior:
+def interior(parts: Layout, point: Point) -> Interior:
+    """The parts of a point, by name."""
     (x, s, *slacks), (v, z, *duals) = parts.split(point.slack), parts.split(point.dual)
     absent = torch.ones_like(x), torch.zeros_like(x)
     given = dict(zip(parts.sides, zip(slacks, duals, strict=True), strict=True))

@@ -40,7 +40,7 @@ from ...solvers.choose import CHUNK, PROOF, opaque, solve_rest, unsolved
 from ...status import Status
 from . import closing, interior_point, native, system
 from .kkt import KKT
-from .standard import Data, effective, judge, standardise
+from .standard import Data, Standard, effective, judge, standardise
 from .system import State
 
 library = torch.library.Library("optlayer", "FRAGMENT")
@@ -253,23 +253,19 @@ def _solve_as(
     outcome = interior_point.iterate(problem, p, interior_point.Rules(eps, max_iter, proof))
     parts = interior_point.layout(problem, p)
     closed = closing.close(problem, parts, outcome.point._replace(rows=problem.least(outcome.point.rows)))
-    fixed = problem.free == 0
-    x = torch.where(fixed, problem.value, closed.x)
-    log_x = torch.where(fixed, problem.value.log(), closed.log_x)
-    v = problem.least(closed.rows) * problem.unit
-    force = data.q + tmv(data.C, v) + problem.curvature * x
-    if problem.P is not None and data.P is not None:
-        force = force + mv(data.P, x)
-    elif data.P is not None:
-        force = force + torch.where(fixed, data.P.squeeze(1) * x, 0.0)
-    z_box = torch.where(fixed, -(force + data.tau * (log_x + 1)), closed.z_box)
-
+    x, log_x, v, z_box = _as_given(problem, data, closed.x, closed.log_x, closed.rows, closed.z_box)
     met = _merit(given, p, eps_abs, eps_rel, dtype, x, v, z_box)
     status = outcome.status
     ended = status == Status.PRIMAL_INFEASIBLE
     claimed = status == Status.SOLVED
     status = torch.where(~ended & (met <= 1), int(Status.SOLVED), status)
     status = torch.where(~ended & ~(met <= 1) & ((met <= ALMOST) | claimed), int(Status.ALMOST_SOLVED), status)
+    far = ~ended & ~(met <= ALMOST)
+    if bool(far.any()):  # Newton's method from so far away may end anywhere: the last iterate is worth more
+        at = closing.interior(parts, outcome.point)
+        last = _as_given(problem, data, at.x, at.x.log(), outcome.point.rows, at.z_upper - at.z_lower)
+        chosen = zip(last, (x, log_x, v, z_box), strict=True)
+        x, log_x, v, z_box = (torch.where(far.unsqueeze(-1), old, new) for old, new in chosen)
     ray, ray_box = torch.zeros_like(v), torch.zeros_like(x)
     if bool(ended.any()):
         ray, ray_box = _certificate(data, problem.absorbed(data.C, outcome.ray * problem.unit), ended)
@@ -287,10 +283,25 @@ def _solve_as(
         state = state._replace(ok=state.ok & kkt.ok.unsqueeze(-1))
         factor = kkt.factors()
     share = torch.where(z_box < 0, 1.0, torch.where(z_box > 0, 0.0, closed.lower_share))
-    share = torch.where(fixed & (z_box == 0), 0.5, share)
+    share = torch.where((problem.free == 0) & (z_box == 0), 0.5, share)
     return Solved(
         x, v, z_box, log_x, status, outcome.iterations, closed.weak, share, ray, ray_box, state.pack(), factor
     )
+
+
+def _as_given(
+    problem: Standard, data: Data, x: Tensor, log_x: Tensor, rows: Tensor, z_box: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """x, log x, y and z, z_box in the caller's units, with fixed variables and what keeps them there."""
+    fixed = problem.free == 0
+    x, log_x = torch.where(fixed, problem.value, x), torch.where(fixed, problem.value.log(), log_x)
+    v = problem.least(rows) * problem.unit
+    force = data.q + tmv(data.C, v) + problem.curvature * x
+    if problem.P is not None and data.P is not None:
+        force = force + mv(data.P, x)
+    elif data.P is not None:
+        force = force + torch.where(fixed, data.P.squeeze(1) * x, 0.0)
+    return x, log_x, v, torch.where(fixed, -(force + data.tau * (log_x + 1)), z_box)
 
 
 def _merit(
