@@ -768,7 +768,7 @@ def test_a_limit_on_the_iterations_is_kept() -> None:
 @pytest.mark.parametrize("limit", [1, 2, 5])
 @pytest.mark.parametrize("curvature", CURVATURES)
 def test_what_the_limit_leaves_unsolved_is_of_the_size_of_a_solution(curvature: str, limit: int) -> None:
-    """All x of these programs are shares of one; an iterate, which need not be feasible yet, is at most ten times that."""
+    """All x here are shares of one; an iterate, which need not be feasible yet, is at most ten times that."""
     for kind, scale in itertools.product(KINDS, (1.0, 1e3, 1e6)):
         given = entropic(kind, scale=scale, curvature=curvature)
         solution = solve_qp(**given, max_iter=limit, on_failure="ignore")
