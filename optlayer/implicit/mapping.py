@@ -66,7 +66,9 @@ class Mapping:
     def __init__(self, function: Any, theta: Sequence[Any], name: str = "F") -> None:
         if not callable(function):
             raise ProblemError(f"{name} is {type(function).__qualname__}, expected a function or a torch.nn.Module")
-        leaves, self.spec = pytree.tree_flatten(tuple(theta))
+        leaves, spec = pytree.tree_flatten(tuple(theta))
+        alike = len(leaves) == len(theta) and all(a is b for a, b in zip(leaves, theta, strict=True))
+        self.spec = None if alike else spec
         function, modules = owned(function), [leaf for leaf in leaves if isinstance(leaf, Module)]
         if modules:
             function = _Together(function, modules)
@@ -81,7 +83,7 @@ class Mapping:
         leaves = list(self.constants)
         for i, t in zip(self.places, tensors, strict=False):
             leaves[i] = t
-        args = pytree.tree_unflatten(leaves, self.spec)
+        args = leaves if self.spec is None else pytree.tree_unflatten(leaves, self.spec)
         if not self.names:
             value: Tensor = self.function(z, *args)
             return value

@@ -50,14 +50,15 @@ def newton(stop: Stop, linsolve: LinearSettings, equation: Equation, z: Tensor, 
     start, z = z, sound(z)
     (r,) = evaluate(z)
     run, leaps = Run(start, r), torch.zeros_like(r[..., :1])
-    best, least = z, size(r)
+    left = size(r)
+    best, least = z, left
     for k in range(stop.max_iter + 1):
         if not run.active.any():
             break
         step, scale = _step(settings, equation, z, tensors, r)
-        met = run.active & (size(r) <= stop.tolerance(scale))
+        met = run.active & (left <= stop.tolerance(scale))
         going = run.active & ~met & (k < stop.max_iter)
-        z, (r,), stuck = backtrack(evaluate, _better(r, met), z, (r,), step, going, SHORTEST, met)
+        z, (r,), stuck = backtrack(evaluate, _better(r, left, met), z, (r,), step, going, SHORTEST, met)
         run.end(met, Status.SOLVED)
         if not going.any():
             break
@@ -72,9 +73,9 @@ def newton(stop: Stop, linsolve: LinearSettings, equation: Equation, z: Tensor, 
     return run.result(torch.where(solved, z, best), torch.where(solved, size(r), least))
 
 
-def _better(r: Tensor, met: Tensor) -> Callable[[Tensor, State], Tensor]:
+def _better(r: Tensor, largest: Tensor, met: Tensor) -> Callable[[Tensor, State], Tensor]:
     """Whether |F| falls by a part of what the slope promises; for those who have met the tolerance, at all."""
-    sufficient, largest = _sufficient(r), size(r)
+    sufficient = _sufficient(r)
     return lambda t, new: torch.where(met, size(new[0]) < largest, sufficient(t, new))
 
 

@@ -196,6 +196,18 @@ def test_empty_batches_empty_unknowns_and_single_ones(shape):
         assert torch.allclose(g, 0.5 / theta.sqrt(), rtol=1e-7)
 
 
+def test_empty_containers_among_theta_arrive():
+    for theta in ((2.0, []), ([], 2.0), ({}, (), 2.0), (2.0, None)):
+        seen = []
+
+        def equation(z, *given, seen=seen):
+            seen.append(given)
+            return z - 1
+
+        root(equation, torch.zeros(1), *theta)
+        assert all(given == theta for given in seen)
+
+
 def test_arguments_of_every_kind():
     """Integer tensors, numbers and None are constants; of several tensors only those asked for get gradients."""
     power, a = torch.tensor(3), torch.tensor(8.0, dtype=torch.float64, requires_grad=True)
