@@ -96,9 +96,12 @@ class Mapping:
 
         Raises:
             ProblemError: the value is no tensor of the dtype and device of z and of this shape, or it depends on a
-                tensor that is differentiated or mapped but is not an argument.
+                tensor that is differentiated or mapped but is not an argument; or z is changed in place.
         """
-        value = self(bare(z), *map(bare, self.tensors))
+        point = bare(z).clone()
+        value = self(point, *map(bare, self.tensors))
+        if not point.is_inference() and point._version:
+            raise ProblemError(f"{self.name} changes its argument in place, expected a function that leaves it alone")
         if not isinstance(value, Tensor):
             raise ProblemError(f"{self.name} returns {type(value).__qualname__}, expected one tensor")
         if watched(value):

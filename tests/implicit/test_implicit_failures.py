@@ -293,6 +293,10 @@ def test_closures_over_constants_are_welcome():
         (lambda: root(lambda z, t: z.sum(), ones(2), ones(2)), r"F returns shape \(\), expected \(2,\)"),
         (lambda: root(lambda z: z.float(), ones(2)), "F returns torch.float32 on cpu, expected torch.float64"),
         (lambda: root(lambda z: None, ones(2)), "F returns NoneType, expected one tensor"),
+        (
+            lambda: root(lambda z: z.sub_(1), ones(2)),
+            "F changes its argument in place, expected a function that leaves",
+        ),
         (lambda: argmin(lambda z: z, ones(2, 3), batch_dims=1), r"f returns shape \(2, 3\), expected \(2,\)"),
         (lambda: fixed_point(lambda z: z[:1], ones(2)), r"f returns shape \(1,\), expected \(2,\)"),
         (lambda: linear_solve(ones(2, 2), 3.0), "b is float, expected a tensor"),
