@@ -13,8 +13,9 @@ from torch.nn import functional
 from .derivative.tracing import full_precision
 from .entropic import softmax
 from .errors import ProblemError, SettingsError
-from .problem import FULL, HUGE, NAMES, matvec
+from .problem import FULL, HUGE, NAMES
 from .qp import solve_qp
+from .residuals import matvec
 from .settings import Settings
 from .solution import Solution
 

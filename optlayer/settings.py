@@ -21,7 +21,7 @@ class Settings:
     """How to solve a quadratic program.  Immutable; every field is checked when the record is made.
 
     A batch element is solved when, on the data as given, its primal residual, dual residual and duality gap are each at
-    most ``eps_abs + eps_rel * scale``, with the scales of :func:`optlayer.problem.residuals`.
+    most ``eps_abs + eps_rel * scale``, with the scales of :func:`optlayer.residuals.residuals`.
 
     Attributes:
         eps_abs: absolute accuracy, >= 0; ``None``: 1e-9 for float64, 1e-5 for float32.

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from .problem import CORES, Problem, Residuals, residuals
+from .problem import CORES, Problem
+from .residuals import Residuals, residuals
 from .settings import Settings
 from .status import Status, count, names
 
@@ -155,7 +156,7 @@ class Solution:
         """All residuals, their scales and both objectives, recomputed from the problem as given; (*batch) each.
 
         The arithmetic is float64 whatever the dtype of the solution and whether autocast is on or not, so that the
-        numbers tell of the solution and not of their own rounding.  See :func:`optlayer.problem.residuals`.
+        numbers tell of the solution and not of their own rounding.  See :func:`optlayer.residuals.residuals`.
         """
         point = (self.x.double(), self.y.double(), self.z.double(), self.z_box.double())
         problem = self.problem.to(torch.float64)

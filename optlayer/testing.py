@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from .problem import HUGE, Problem, dot, matvec, norm
+from .problem import HUGE, Problem
+from .residuals import dot, matvec, norm
 from .solution import Point, Solution
 from .status import Status
 

@@ -10,7 +10,7 @@ import torch
 from entropic_cases import CURVATURES, F64, KINDS, entropic, transport
 from torch import Tensor
 
-import optlayer
+import optlayer.residuals
 from optlayer import ProblemError, Solution, SolverError, Status, solve_qp
 from optlayer.testing import assert_certified, assert_optimal
 
@@ -136,7 +136,7 @@ def test_numbers_that_the_solution_reports_are_those_of_the_definition() -> None
     assert largest(solution.duality_gap()) <= 1e-13
     # a point that is not optimal is not called so
     moved = solve_qp(**{**given, "q": given["q"] + 0.01 * normal(16)})
-    wrong = optlayer.problem.residuals(
+    wrong = optlayer.residuals.residuals(
         *solution.problem.tensors, moved.x, moved.y, moved.z, moved.z_box, solution.problem.entropy
     )
     assert (wrong.dual >= 1e-3).all()

@@ -17,7 +17,8 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from optlayer import ProblemError
-from optlayer.problem import CORES, HUGE, NAMES, Problem, Residuals, residuals, validate
+from optlayer.problem import CORES, HUGE, NAMES, Problem, validate
+from optlayer.residuals import Residuals, residuals
 from optlayer.testing import planted_qp, random_qp
 
 F64 = torch.float64

@@ -17,6 +17,7 @@ ROOMS = [
     "status",
     "settings",
     "problem",
+    "residuals",
     "solution",
     "ops",
     "kkt",

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from optlayer import Solution, Status, solve_qp
-from optlayer.problem import residuals
+from optlayer.residuals import residuals
 from optlayer.testing import (
     PLANTED,
     _complementarity,

@@ -135,7 +135,7 @@ struct Solver {
   OPTLAYER_METHOD V read(V a) const { return rules.single ? rounded(a) : a; }
 
   // The largest residual in units of its tolerance max(eps_abs, eps_rel scale), of the solution as it is read
-  // (optlayer/problem.py, residuals). Also s = h - Gx.
+  // (optlayer/residuals.py). Also s = h - Gx.
   OPTLAYER_METHOD V judge() {
     const int n = data.n, p = data.p, k = data.k, ld = data.ld;
     V *to_x = interior.dx, *to_v = interior.rows;

@@ -24,7 +24,7 @@ from ..kkt.rangespace import RangeSpace, admissible
 from ..kkt.scaling import Scaling, equilibrate
 from ..kkt.split import SplitFactor
 from ..kkt.system import State, grain
-from ..problem import residuals
+from ..residuals import residuals
 from ..status import Status
 from .certificate import farkas
 from .elastic import infeasibility, unboundedness

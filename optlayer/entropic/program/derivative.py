@@ -45,7 +45,7 @@ from ...derivative.tracing import (
     save,
 )
 from ...derivative.variation import add, matvec, pull, push, summed
-from ...problem import curvature
+from ...residuals import curvature
 from . import operators
 
 PARAMETERS = ("P", "q", "G", "h", "A", "b", "lb", "ub", "entropy")

@@ -35,7 +35,7 @@ from torch import Tensor
 from ... import ops
 from ...errors import SolverError, warn
 from ...kkt.algebra import NONZERO, dot, mv, take, tmv
-from ...problem import residuals
+from ...residuals import residuals
 from ...solvers.choose import CHUNK, PROOF, opaque, solve_rest, unsolved
 from ...status import Status
 from . import closing, interior_point, native, system
