@@ -159,5 +159,5 @@ class _Extent(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **kwargs or {})
         seen = (*args, out) if func is torch.ops.aten.bmm.default else () if func.is_view else (out,)
-        self.largest = max(self.largest, *(t.numel() for t in seen if isinstance(t, Tensor)))
+        self.largest = max((self.largest, *(t.numel() for t in seen if isinstance(t, Tensor))))
         return out
