@@ -169,7 +169,6 @@ def of_jax(w: Workload, solve: Callable[..., Any]) -> Calls:
     """The calls of a jax function of the workload's arrays."""
     import jax
 
-    jax.config.update("jax_enable_x64", True)
     rest = {name: jax.numpy.array(value) for name, value in w.data.items() if name != w.by}
     moved = jax.numpy.array(w.data[w.by])
 
@@ -226,6 +225,7 @@ def jaxopt(w: Workload, method: str) -> Calls:
     import jax
     import jaxopt as package
 
+    jax.config.update("jax_enable_x64", True)
     jnp, n = jax.numpy, w.z.shape[1]
     options: dict[str, Any] = {"tol": EPS, "maxiter": 1000}
     gmres = partial(package.linear_solve.solve_gmres, tol=EPS_LINEAR)
@@ -254,6 +254,7 @@ def optimistix(w: Workload, method: str) -> Calls:
     import lineax
     import optimistix as package
 
+    jax.config.update("jax_enable_x64", True)
     jnp = jax.numpy
     start, tolerance = jnp.zeros(w.z.shape[1]), {"rtol": EPS, "atol": EPS}
     options: dict[str, Any] = {"max_steps": 1000, "throw": False}
