@@ -19,7 +19,7 @@ export OMP_NUM_THREADS ?= 1
 export OPTLAYER_TEST_DATA ?= ../shared/data
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-sanitize test-cuda test-cuda-sanitize bench-cuda native lint format peers clean
+.PHONY: help setup demo test test-sanitize cuda test-cuda test-cuda-sanitize bench-cuda native lint format peers clean
 
 help:
 	@sed -n '1,5s/^# //p' Makefile
@@ -41,10 +41,16 @@ test-sanitize: $(READY)
 	    ASAN_OPTIONS=detect_leaks=0 OPTLAYER_LIBRARY=build/sanitized/optlayer/_native.abi3.so \
 	    $(PY) -m pytest -q tests/native
 
-# Needs a GPU and a torch with CUDA: PY may name the Python that has it.
-test-cuda:
-	@OPTLAYER_REQUIRE_NATIVE=1 OPTLAYER_CUDA=1 $(PY) setup.py -q build_ext --inplace
-	@OPTLAYER_REQUIRE_CUDA=1 $(PY) -m pytest -q -m cuda
+# Needs a GPU and a torch with CUDA: PY may name the Python that has it. For the GPU of this machine only, both engines
+# at once; nothing is compiled twice.
+cuda:
+	@OPTLAYER_REQUIRE_NATIVE=1 OPTLAYER_CUDA=1 $(PY) setup.py -q build_ext --inplace -j 2
+
+# What is most likely to fail comes first: every kernel once, then their tests, then everything else that needs a GPU.
+test-cuda: cuda
+	@OPTLAYER_REQUIRE_CUDA=1 $(PY) -m pytest -q -x -m cuda tests/cuda/test_sanitized.py
+	@OPTLAYER_REQUIRE_CUDA=1 $(PY) -m pytest -q -m cuda tests/cuda
+	@OPTLAYER_REQUIRE_CUDA=1 $(PY) -m pytest -q -m cuda tests --ignore=tests/cuda
 	@$(MAKE) --no-print-directory test-cuda-sanitize PY=$(PY)
 
 # The kernels under the checkers of CUDA's memory and of races in shared memory, on small batches; only this library's.
@@ -55,9 +61,9 @@ test-cuda-sanitize:
 	    OPTLAYER_REQUIRE_CUDA=1 PYTORCH_NO_CUDA_MEMORY_CACHING=1 $(SANITIZER) --tool $$tool --error-exitcode 1 \
 	        --kernel-name kns=optlayer $(PY) -m pytest -q -x -m cuda tests/cuda/test_sanitized.py || exit 1; done
 
-bench-cuda:
-	@OPTLAYER_REQUIRE_NATIVE=1 OPTLAYER_CUDA=1 $(PY) setup.py -q build_ext --inplace
-	@$(PY) -m benchmarks.cuda
+# BENCH="--quick --within 300" where time is short.
+bench-cuda: cuda
+	@$(PY) -m benchmarks.cuda $(BENCH)
 
 lint: $(READY)
 	@$(PY) -m ruff check

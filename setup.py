@@ -228,7 +228,7 @@ def make(output: Path, command: list[str], folder: Path, quiet: bool = False) ->
     text = shlex.join(command)
     inputs = [part for part in command if part.endswith((".o", ".cpp", ".cu")) and part != str(output)]
     if output.suffix == ".o" and includes.exists():
-        inputs += includes.read_text().replace("\\\n", " ").split()[1:]
+        inputs += includes.read_text().replace("\\\n", " ").partition(":")[2].split()  # "target :", nvcc writes
     if output.exists() and record.exists() and record.read_text() == text:
         age = output.stat().st_mtime
         if all(os.path.exists(path) and os.path.getmtime(path) < age for path in inputs):

@@ -192,7 +192,7 @@ def roofline(limits: dict[str, float], n: int, size: int, backward: bool) -> flo
     """The most problems a second that the machine permits."""
     numbers = (2 * n * n + 2 * n) + 6 * n  # P, G, q, h; x, z, s, ...
     numbers += 4 * n * n + 6 * n if backward else 0  # the matrices once more, and the gradients
-    kept = 2 * n * n * 8 * (2 if backward else 0)  # the factors, written and read
+    kept = n * (n + 1) * 8 * (2 if backward else 0)  # the factors, triangles, written and read
     flops = 7.2 * n**3 + 28 * n**2 + (12 * n * n if backward else 0)
     return min(limits["bandwidth"] / (numbers * size + kept), limits["operations"] / flops)
 

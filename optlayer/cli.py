@@ -118,7 +118,8 @@ def _info(_: argparse.Namespace) -> int:
     devices = [["cpu", f"{platform.machine()}, {threads} thread{'s' if threads > 1 else ''}", *cpu]]
     on_cuda = native.cuda_build()
     for i in range(torch.cuda.device_count()):
-        why = ["reference", "plain torch runs anywhere"] if on_cuda is None else ["native, CUDA", "compiled for it"]
+        none = native.obstacle(torch.device("cuda", i))
+        why = ["reference", "plain torch runs anywhere"] if none else ["native, CUDA", "compiled for it"]
         devices.append([f"cuda:{i}", torch.cuda.get_device_name(i), *why])
     print(f"optlayer {__version__}, torch {torch.__version__}, Python {platform.python_version()}\n")
     print(table(["device", "what it is", "engine", "why"], devices))

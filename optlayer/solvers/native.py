@@ -14,6 +14,7 @@ leave to another engine.
 
 from __future__ import annotations
 
+import functools
 import os
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -121,7 +122,18 @@ def obstacle(device: torch.device) -> str:
         return why_not()
     if device.type != "cuda":
         return f"it runs on the cpu and on CUDA, the data are on {device}"
-    return why_not_cuda()
+    return _obstacle_on(device) if isinstance(_loaded_cuda, CudaBuild) else _loaded_cuda
+
+
+@functools.cache
+def _obstacle_on(device: torch.device) -> str:
+    """Code for 8.0 runs on 8.6, but not on 9.0; what is newer than all of it gets the newest, which is kept as PTX."""
+    built = [divmod(int(name), 10) for name in _loaded_cuda.architectures.split(", ")]  # type: ignore[union-attr]
+    major, minor = torch.cuda.get_device_capability(device)
+    if (major, minor) >= max(built) or any(a == major and b <= minor for a, b in built):
+        return ""
+    names = ", ".join(f"{a}.{b}" for a, b in built)
+    return f"it was compiled for the architectures {names}, {device} has {major}.{minor}"
 
 
 def qp(

@@ -12,9 +12,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from optlayer.solvers import native
+
+pytest.importorskip("piqp")
 from benchmarks import cuda
 from benchmarks.workloads import Workload
-from optlayer.solvers import native
 
 pytestmark = pytest.mark.skipif(not native.available(), reason="there is no compiled engine")
 

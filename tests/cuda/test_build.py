@@ -56,9 +56,8 @@ TABLE = {
 }
 
 
-@pytest.fixture(scope="module")
-def library() -> Path:
-    """Compiled for one architecture; only what changed since the last time."""
+def build() -> Path:
+    """Compile for one architecture; only what changed since the last time."""
     clean = {key: value for key, value in os.environ.items() if not key.startswith("OPTLAYER_")}
     chosen = {"OPTLAYER_CUDA": "1", "OPTLAYER_CUDA_ARCHS": "90", "OPTLAYER_SETS": native.build().runs}  # type: ignore[union-attr]
     command = [sys.executable, "setup.py", "-q", "build_ext", "--build-lib", "build/cuda_check"]
@@ -66,6 +65,12 @@ def library() -> Path:
         done = subprocess.run(command, cwd=ROOT, env={**clean, **chosen}, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return ROOT / "build" / "cuda_check" / "optlayer" / "_cuda.abi3.so"
+
+
+@pytest.fixture(scope="module")
+def library() -> Path:
+    """The engine for CUDA."""
+    return build()
 
 
 def used(team: int) -> dict[str, Resources]:
@@ -91,6 +96,15 @@ def test_registers_spills_and_shared_memory_are_within_the_table(library: Path) 
     assert found.keys() == TABLE.keys()
     for key, most in TABLE.items():
         assert all(a <= b for a, b in zip(found[key], most, strict=True)), (key, found[key])
+
+
+def test_only_what_changed_is_compiled_again(library: Path) -> None:
+    def ages() -> dict[str, int]:
+        return {path.name: path.stat().st_mtime_ns for path in FOLDER.glob("*.o")}
+
+    before = ages()
+    assert len(before) == 10 and build() == library
+    assert ages() == before
 
 
 def test_it_loads_where_there_is_no_gpu(library: Path) -> None:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import pytest
 import torch
 from device_cases import AGREE, CASES, TEAMS, close, on_device, solve
+from entropic_cases import CURVATURES, entropic
 from torch import Tensor
 
 import optlayer
@@ -55,6 +56,28 @@ def test_every_mapping_has_the_derivative_of_the_reference(
         gradients.append(torch.autograd.grad(loss, [t for t in tensors if t is not None]))
     for a, b in zip(*gradients, strict=True):
         close(a, b)
+
+
+@pytest.mark.parametrize("team", TEAMS)
+@pytest.mark.parametrize("curvature", CURVATURES)
+@pytest.mark.parametrize("kind", ["softmax", "cap", "moment and rows", "transport", "floor"])
+def test_every_mapping_solves_entropic_programs(
+    kind: str, curvature: str, team: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both engines end at the rounding of the forces, 1e-11 apart on one processor; here exp and log differ too."""
+    monkeypatch.setenv("OPTLAYER_TEAM", str(team))
+    given = entropic(kind, batch=37, scale=10.0, curvature=curvature)
+    found = []
+    for backend, device in (("native", "cuda"), ("reference", "cpu")):
+        there = {name: t if t is None else t.to(device) for name, t in given.items()}
+        q = there["q"].requires_grad_()
+        solution = optlayer.solve_qp(**{**there, "q": q}, backend=backend)
+        (gradient,) = torch.autograd.grad(solution.x.square().sum() + solution.log_x.sum(), q)
+        found.append([t.detach().cpu() for t in (solution.status, solution.x, solution.s, solution.log_x, gradient)])
+    (status, *ours), (expected, *theirs) = found
+    assert torch.equal(status, expected)
+    for a, b in zip(ours, theirs, strict=True):
+        close(a, b, 1e-9)
 
 
 @pytest.mark.parametrize("batch", [(), (0,), (1,), (1000,), (3, 5), (2, 0, 3)], ids=str)

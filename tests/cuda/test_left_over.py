@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the kernels of a GPU do not decide: an engine on the CPU that tells as late as a GPU does stands in for them."""
+"""What the kernels of a GPU do not decide: an engine on the CPU that tells as late as a GPU does stands in for them.
+And the GPUs that they are not for."""
 
 from __future__ import annotations
 
@@ -49,3 +50,30 @@ def test_while_a_graph_is_recorded_nothing_waits(solve: Any, monkeypatch: pytest
     assert found.status[LEFT].tolist() == [Status.INSUFFICIENT_PROGRESS] * len(LEFT)
     assert bool(found.x[LEFT].isnan().all())
     assert torch.equal(found.x[others], right.x[others])
+
+
+@pytest.mark.parametrize(
+    ("architectures", "capability", "runs"),
+    [
+        ("80, 90", (8, 0), True),
+        ("80, 90", (8, 6), True),
+        ("80, 90", (7, 5), False),
+        ("75, 86, 100", (8, 0), False),
+        ("75, 86, 100", (9, 0), False),
+        ("90", (12, 0), True),  # from PTX
+        ("90", (8, 9), False),
+        ("75, 80, 90, 100, 120", (12, 1), True),
+    ],
+)
+def test_the_engine_takes_the_gpus_that_it_was_compiled_for(
+    architectures: str, capability: tuple[int, int], runs: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(native, "_loaded_cuda", native.CudaBuild("1, 8", architectures, "13.0"))
+    monkeypatch.setattr(native, "_obstacle_on", native._obstacle_on.__wrapped__)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    why = native.obstacle(torch.device("cuda", 0))
+    if runs:
+        assert why == ""
+    else:
+        has = ".".join(map(str, capability))
+        assert why.startswith("it was compiled for the architectures ") and why.endswith(f", cuda:0 has {has}")

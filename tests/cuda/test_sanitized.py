@@ -6,6 +6,9 @@ from __future__ import annotations
 import pytest
 import torch
 from device_cases import TEAMS, on_device
+from entropic_cases import entropic
+
+import optlayer
 
 pytestmark = pytest.mark.cuda
 
@@ -23,4 +26,16 @@ def test_all_kernels_run(name: str, team: int, monkeypatch: pytest.MonkeyPatch) 
         gradients = (tensors[0], tensors[2], tensors[4], *out[10:13], *r, *out[:3])
         torch.ops.optlayer_native.kkt_pull(*gradients, 1, 2, 1)
     torch.ops.optlayer_native.pull(*out[:3], *u[:3], 1, 2, 1)
+    torch.cuda.synchronize()
+
+
+@pytest.mark.parametrize("team", TEAMS)
+@pytest.mark.parametrize("kind", ["softmax", "moment and rows"])
+def test_all_entropic_kernels_run(kind: str, team: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPTLAYER_TEAM", str(team))
+    given = {name: t if t is None else t.cuda() for name, t in entropic(kind, 9, batch=5, curvature="full").items()}
+    q = given["q"].requires_grad_()
+    solution = optlayer.solve_qp(**{**given, "q": q}, backend="native")
+    (gradient,) = torch.autograd.grad(solution.x.square().sum(), q)
+    assert bool(gradient.isfinite().all())
     torch.cuda.synchronize()

@@ -25,6 +25,7 @@ namespace optlayer {
 namespace {
 
 void check(cudaError_t error, const char* what) {
+  if (error != cudaSuccess) cudaGetLastError();  // the next launch would report it once more
   STD_TORCH_CHECK(error == cudaSuccess, "optlayer on CUDA: ", what, ": ", cudaGetErrorString(error));
 }
 
