@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The kernels of csrc/qp as teams of GPU threads run them, on the CPU: barriers order all that their threads do to
-memory. ThreadSanitizer is told of the fibers that stand for threads and of their barriers (emulator.h), and of nothing
-else: sums and maxima over a team order nothing."""
+"""The kernels of csrc/qp and csrc/entropic as teams of GPU threads run them, on the CPU: barriers order all that their
+threads do to memory. ThreadSanitizer is told of the fibers that stand for threads and of their barriers (emulator.h),
+and of nothing else: sums and maxima over a team order nothing."""
 
 from __future__ import annotations
 
