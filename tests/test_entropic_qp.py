@@ -353,6 +353,17 @@ def test_a_batch_equals_a_loop(kind: str, curvature: str) -> None:
             assert_close(getattr(alone, name), getattr(whole, name)[i], atol=1e-12, rtol=1e-11)
 
 
+def test_a_neighbour_with_a_bound_or_a_curvature_changes_no_bit() -> None:
+    """Without rows the variables of one element go each their own way, whatever holds those of another together."""
+    q, ub = normal(3, 5, scale=50.0), torch.full((3, 5), torch.inf, dtype=F64)
+    P = torch.zeros(3, 1, 5, dtype=F64)
+    plain = solve_qp(P, q, ub=ub, entropy=1.0)
+    ub[1, 0], P[2, 0, 3] = 0.5, 1.0
+    mixed = solve_qp(P, q, ub=ub, entropy=1.0)
+    assert plain.solved.all() and mixed.solved.all()
+    assert torch.equal(mixed.x[0], plain.x[0]) and mixed.iterations[0] == plain.iterations[0]
+
+
 def test_permuted_variables_and_rows_permute_the_solution() -> None:
     given = entropic("moment and rows", scale=10.0, curvature="full")
     j, k = torch.randperm(16), torch.randperm(5)

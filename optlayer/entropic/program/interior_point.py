@@ -205,9 +205,11 @@ def start(problem: Standard, parts: Layout) -> Point:
             x = torch.maximum(x, (push * need.unsqueeze(-1)).amax(1))
     x = torch.where(upper > 0, torch.minimum(x, ub / 2), x)
     x = torch.where(lower > 0, torch.maximum(x, 1.5 * lb), x)
-    coupled = P is not None or p > 0 or m > 0 or bool(parts.sides) or bool((curvature != 0).any())
-    if coupled:
-        x = torch.where(asked > 0, x, torch.maximum(x, 0.01 * x.amax(-1, keepdim=True)))
+    if P is not None or p + m > 0:
+        coupled = torch.ones_like(asked, dtype=torch.bool)
+    else:
+        coupled = (torch.cat([upper, lower, curvature], 1) > 0).any(-1, keepdim=True)
+    x = torch.where(coupled & (asked == 0), torch.maximum(x, 0.01 * x.amax(-1, keepdim=True)), x)
     x = torch.where(free > 0, x, 1.0)
 
     gradient = free * (q + tau * (x.log() + 1) + problem.times_P(free * x))
