@@ -238,7 +238,9 @@ def test_the_engine_is_chosen_by_size_and_by_name(monkeypatch: pytest.MonkeyPatc
         return native.takes(backend, torch.eye(n) if full else None, torch.zeros(2, n), k)
 
     assert takes("auto", 100, 3) and takes("native", 100, 3) and not takes("reference", 100, 3)
-    assert takes("auto", native.LARGEST, 1) and not takes("auto", native.LARGEST + 1, 1)
+    assert takes("auto", 1, native.LONGEST) and takes("auto", native.LONGEST, 1)
+    assert not takes("auto", native.LONGEST + 1, 0) and not takes("auto", 1, native.LONGEST + 1)
+    assert takes("auto", 256, native.LARGEST // 256) and not takes("auto", 256, native.LARGEST // 256 + 1)
     assert takes("auto", native.LARGEST_FULL, 3, True) and not takes("auto", native.LARGEST_FULL + 1, 3, True)
     assert takes("native", native.LARGEST_FULL + 1, 3, True)
     monkeypatch.setattr(library, "_loaded", "it was not compiled")
