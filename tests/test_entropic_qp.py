@@ -751,6 +751,12 @@ def test_failures_are_raised_with_the_name_of_the_argument() -> None:
     assert best.x.isfinite().all()
 
 
+def test_a_solution_beyond_the_range_of_float32_is_no_solution_in_it() -> None:
+    q = torch.tensor([[-100.0, 0.0, -100.0], [0.0, 0.0, 0.0]], dtype=F64)
+    assert solve_qp(None, q, entropy=1.0).solved.all()
+    assert solve_qp(None, q.float(), entropy=1.0).solved.tolist() == [False, True]
+
+
 def test_a_solution_beyond_the_range_of_float64_is_no_solution() -> None:
     solution = solve_qp(None, torch.tensor([-1e3, 0.0], dtype=F64), entropy=1.0)
     assert solution.status == Status.NUMERICAL_ERROR

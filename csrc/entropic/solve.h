@@ -198,7 +198,7 @@ struct Solver {
   }
 
   // The larger one; NaN where either is.
-  static OPTLAYER_MEMBER V most(V a, V b) { return select(a != a, a, larger(b, a)); }
+  static OPTLAYER_MEMBER V most(V a, V b) { return select(a != a, a, larger(a, b)); }
   static OPTLAYER_MEMBER V team_most(V a) { return select(team_any(a != a), V(NAN), team_max(a)); }
 
   OPTLAYER_METHOD void write(const Elements<V>& elements, V status, Mask<V> proven) {

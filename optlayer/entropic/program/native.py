@@ -17,8 +17,8 @@ from ...solvers import native
 from ...solvers.choose import compiled
 
 CORES = (2, 1, 2, 1, 2, 1, 1, 1, 1)
-# Measured with AVX2 on one thread: at these sizes one problem takes 0.4 to 0.6 of the time of the engine in torch, a batch
-# of 8 a quarter; at four times the entries, and at n = 400 with a full P, one problem takes as long or longer.
+# Measured with AVX2 on one thread: at these sizes one problem takes 0.4 to 0.6 of the time of the engine in torch, a
+# batch of 8 a quarter; at four times the entries, and at n = 400 with a full P, one problem takes as long or longer.
 LARGEST = 2**16  # entries of the rows A and G, n k
 LARGEST_FULL = 256  # n with a full P
 LONGEST = 2**14 - 1  # n or rows that the compiled engine can count
