@@ -272,6 +272,8 @@ def test_iterations_and_accuracy_are_reported():
     assert solution.iterations.dtype is torch.int64 and (solution.iterations > 0).all()
     assert (solution.residual <= 1e-14).all()
     assert solve_softmax(normal(4, 5), eps=1e-3).iterations.sum() < solution.iterations.sum()
+    refused = solve_softmax(double([[0.0, 1.0], [torch.nan, 0.0], [-torch.inf, -torch.inf], [2.0, 0.0]]))
+    assert (refused.iterations > 0).tolist() == [True, False, False, True]
 
 
 def test_the_record_tells_how_many_are_solved():

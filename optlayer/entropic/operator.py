@@ -162,6 +162,7 @@ def _solve(theta: Tensor, tau: Tensor, caps: Tensor | None, rounding: float, eps
             shut = (caps == 0) & (theta > -torch.inf)
             z, free = torch.where(shut, torch.inf, z), torch.where(shut & ~skip, 0, free)
         x, log_x, y, z, residual = (t.masked_fill(skip, torch.nan) for t in (x, log_x, y, z, residual))
+        iterations = iterations.masked_fill(skip, 0)
         status = status.masked_fill(lost, int(Status.NUMERICAL_ERROR))
         status = status.masked_fill(infeasible, int(Status.PRIMAL_INFEASIBLE))
         status = status.masked_fill(invalid, int(Status.INVALID_DATA))

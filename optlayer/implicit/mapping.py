@@ -75,7 +75,7 @@ class Mapping:
         parameters = dict(function.named_parameters()) if isinstance(function, Module) else {}
         self.function, self.name, self.names = function, name, list(parameters)
         self.places = [i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
-        self.tensors: list[Tensor] = [leaves[i] for i in self.places] + list(parameters.values())
+        self.tensors: list[Tensor] = [_ordinary(t) for t in (*(leaves[i] for i in self.places), *parameters.values())]
         self.constants = [None if isinstance(leaf, Tensor) else leaf for leaf in leaves]  # tensors would keep graphs
 
     def __call__(self, z: Tensor, *tensors: Tensor) -> Tensor:
@@ -99,8 +99,9 @@ class Mapping:
                 tensor that is differentiated or mapped but is not an argument; or z is changed in place.
         """
         point = bare(z).clone()
+        fresh = None if point.is_inference() else point._version  # 1 already, if z was made in inference mode
         value = self(point, *map(bare, self.tensors))
-        if not point.is_inference() and point._version:
+        if fresh is not None and point._version != fresh:
             raise ProblemError(f"{self.name} changes its argument in place, expected a function that leaves it alone")
         if not isinstance(value, Tensor):
             raise ProblemError(f"{self.name} returns {type(value).__qualname__}, expected one tensor")
@@ -120,13 +121,21 @@ class Mapping:
             )
 
 
+def _ordinary(t: Tensor) -> Tensor:
+    """The tensor, or a copy of one that was made in inference mode and that no graph could keep."""
+    return t.clone() if t.is_inference() and not torch.is_inference_mode_enabled() else t
+
+
 def _surroundings(function: Any) -> dict[str, Any]:
     """What a function takes from elsewhere, by name: from its closure, its module, or the object that it belongs to."""
     if isinstance(function, functools.partial):
         bound = {f"argument {i} of a partial": thing for i, thing in enumerate(function.args)}
         return {**bound, **function.keywords, "its function": function.func}
     if inspect.isfunction(function):
-        seen = inspect.getclosurevars(function)
+        try:
+            seen = inspect.getclosurevars(function)
+        except ValueError:  # one of its variables has no value yet
+            return {}
         return {**seen.globals, **seen.nonlocals}
     owner = getattr(function, "__self__", function)
     owners = owner.modules() if isinstance(owner, Module) else [owner]

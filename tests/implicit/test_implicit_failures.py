@@ -282,6 +282,27 @@ def test_closures_over_constants_are_welcome():
         assert root(lambda z: z - W, torch.zeros(2, dtype=torch.float64)).converged
 
 
+def test_a_closure_over_a_variable_without_a_value_is_refused_in_the_same_words():
+    def f(z):
+        return z - W if z is not None else later
+
+    with pytest.raises(ProblemError, match=LOST):
+        root(f, ones(2))
+    later = None
+
+
+@pytest.mark.parametrize("solve", [root, fixed_point, argmin])
+def test_what_was_made_in_inference_mode_is_welcome(solve):
+    with torch.inference_mode():
+        start, scale = torch.zeros(2, dtype=torch.float64), torch.full((2,), 2.0, dtype=torch.float64)
+    functions = {root: lambda z, a, b: a * z - b, fixed_point: lambda z, a, b: z - (a * z - b) / a / a}
+    f = functions.get(solve, lambda z, a, b: (a * z * z / 2 - b * z).sum())
+    assert solve(f, start, scale, ones(2)).value.tolist() == pytest.approx([0.5, 0.5])
+    b = ones(2).requires_grad_()
+    (found,) = grad(solve(f, start, scale, b).value.sum(), b)
+    assert found.tolist() == pytest.approx([0.5, 0.5])
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
