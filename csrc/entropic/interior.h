@@ -57,21 +57,20 @@ struct Interior {
     for (int i = own(0); i < k; i += TEAM) proof[i] = V(0);
     solved = infeasible = Mask<V>(false);
     start(Q, system, r1, dx, at);
-    if (p > 0) {
-      infeasible = which && contradicts(Q, rules->proof);
-      for (int i = own(0); i < p && any(infeasible); i += TEAM)
-        proof[i] = select(infeasible, -Q.contradiction[i], proof[i]);
-    }
+    // before there is a step, what equality rows say against each other may be a certificate
+    for (int i = own(0); i < k; i += TEAM) step_rows[i] = i < p ? -Q.contradiction[i] : V(0);
+    for (int j = own(0); j < n; j += TEAM) step_upper[j] = step_lower[j] = V(0);
     V least(0), since(0);
     for (int j = own(0); j < n; j += TEAM) least = larger(at.x[j], least);
     least = team_max(least) * V(1e-10);  // without equalities x may vanish
     iterations = V(0), proximity = V(INFINITY);
-    Mask<V> running = which && !infeasible, broken(false);
+    Mask<V> running = which, broken(false);
     for (int iteration = 0;; iteration++) {
       left.measure(Q, at, least);
       const Mask<V> met = running && left.error <= V(rules->eps) + left.floor;
       broken = broken || !finite(left.error);
-      const Mask<V> proven = certify(running && !met && !(left.error <= V(DOUBTFUL)), iteration > 0);
+      const Mask<V> doubtful = left.error <= V(iteration == 0 ? 0.0 : DOUBTFUL);
+      const Mask<V> proven = certify(running && !met && !doubtful);
       solved = solved || met, infeasible = infeasible || proven;
       const Mask<V> better = running && left.error < proximity;
       proximity = select(better, left.error, proximity);
@@ -97,12 +96,12 @@ struct Interior {
 
  private:
   // Farkas certificates in the iterate and in its last step: when iterates diverge their step is it.
-  OPTLAYER_METHOD Mask<V> certify(Mask<V> candidates, bool stepped) {
+  OPTLAYER_METHOD Mask<V> certify(Mask<V> candidates) {
     if (!any(candidates) || (Q.k == 0 && !Q.uppers)) return Mask<V>(false);
     const Mask<V> found = candidates && left.prove(Q, at.rows, at.z_upper, at.z_lower, left.forces, rules->proof);
     for (int i = own(0); i < Q.k && any(found); i += TEAM) proof[i] = select(found, at.rows[i], proof[i]);
     candidates = candidates && !found;
-    if (!stepped || !any(candidates)) return found;
+    if (!any(candidates)) return found;
     for (int j = own(0); j < Q.n; j += TEAM) r1[j] = V(0);
     product_transposed(Q.C, Q.ld, Q.k, Q.n, step_rows, r1);
     const Mask<V> by_step = candidates && left.prove(Q, step_rows, step_upper, step_lower, r1, rules->proof);

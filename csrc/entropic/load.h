@@ -218,10 +218,13 @@ OPTLAYER_FUNCTION Mask<V> forces(const Program<V>& Q) {
   return team_any(found);
 }
 
-// Take out of d the part of b that no x reaches; rounding of redundant rows leaves one.
+// The part of b along the eigenvalues of AA' near zero. Up to `proof` of the terms it is what rounding leaves of redundant
+// rows, and d is rid of it. More of it is kept, and may be a certificate y, or not: nearly parallel rows have a part,
+// too, whose A'y is small but not zero.
 template <class V>
-OPTLAYER_FUNCTION void take_contradiction(Program<V>& Q, System<V>& scratch) {
+OPTLAYER_FUNCTION void take_contradiction(Program<V>& Q, double proof, System<V>& scratch) {
   const int p = Q.p, ld = scratch.ldk;
+  for (int i = own(0); i < Q.k; i += TEAM) Q.given[i] = Q.d[i];
   if (p == 0) return;
   V* out = Q.contradiction;
   row_products(Q.C, Q.ld, p, Q.n, scratch.S, ld);
@@ -233,22 +236,21 @@ OPTLAYER_FUNCTION void take_contradiction(Program<V>& Q, System<V>& scratch) {
   sound = sound && least * least > V(REDUNDANT);
   if (all(sound)) return;
   const V small(OUTSIDE * (p > 10 ? p : 10));
-  for (int i = own(0); i < p; i += TEAM) scratch.e[i] = small, out[i] = Q.d[i];
+  for (int i = own(0); i < p; i += TEAM) scratch.e[i] = small;
   const Mask<V> found = !sound && cholesky(scratch.S, ld, scratch.e, scratch.F, ld, scratch.F_inv, p);
   deflate(scratch.F, ld, scratch.F_inv, p, small, found, scratch.m, Q.d);
-  for (int i = own(0); i < p; i += TEAM) out[i] -= Q.d[i];
-  sync();
-}
-
-// Where equality rows contradict each other by more than `gap` relative to their terms: A'y = 0, b'y < 0.
-template <class V>
-OPTLAYER_FUNCTION Mask<V> contradicts(const Program<V>& Q, double gap) {
   V outside(0), size(0);
-  for (int i = own(0); i < Q.p; i += TEAM) {
-    outside += Q.contradiction[i] * Q.contradiction[i];
-    size += Q.size[i] * Q.size[i];
+  for (int i = own(0); i < p; i += TEAM) {
+    out[i] = Q.given[i] - Q.d[i];
+    outside += out[i] * out[i], size += Q.size[i] * Q.size[i];
   }
-  return square_root(team_sum(outside)) > V(gap) * square_root(team_sum(size));
+  const Mask<V> rounding = team_sum(outside) <= V(proof * proof) * team_sum(size);
+  for (int i = own(0); i < p; i += TEAM) {
+    Q.d[i] = select(rounding, Q.d[i], Q.given[i]);
+    out[i] = select(rounding, V(0), out[i]);
+  }
+  inverse_iteration(scratch.F, ld, scratch.F_inv, p, small, out);  // the difference had the rounding of all of b
+  sync();
 }
 
 }  // namespace entropic

@@ -36,7 +36,8 @@ struct Program {
   V *lower, *upper, *free;     // (n) 1 or 0
   V* value;                    // (n), of the fixed variables, else 0
   V* unit;                     // (k): rows are this many times those given
-  V* contradiction;            // (p): the part of b that no x reaches, taken out of d
+  V* given;                    // (k): d with a contradiction that may be rounding, which d is rid of; certificates use it
+  V* contradiction;            // (p): the part of b that hardly any x reaches, where it is not rounding
   V* size;                     // (k): of the terms that d is the sum of, whose rounding it bears
 
   OPTLAYER_METHOD void lay_out(Arena& arena, int n_, int m_, int p_, bool full_, bool curved_) {
@@ -45,7 +46,7 @@ struct Program {
     P = arena.take<V>(full ? (size_t)n * ld : 0), row_size = arena.take<V>(full ? n : 0);
     C = arena.take<V>((size_t)k * ld);
     for (V** vector : {&curvature, &q, &tau, &lb, &ub, &lower, &upper, &free, &value}) *vector = arena.take<V>(n);
-    for (V** vector : {&d, &unit, &size}) *vector = arena.take<V>(k);
+    for (V** vector : {&d, &given, &unit, &size}) *vector = arena.take<V>(k);
     contradiction = arena.take<V>(p);
   }
 

@@ -11,6 +11,7 @@ namespace entropic {
 static constexpr double GAP = 1e4;     // gaps count this many times: x is off by the root of the gap near weak activity
 static constexpr double FLOOR = 1e-6;  // rounding may excuse no larger residual
 static constexpr double PROOF = 1e-8;  // a certificate excludes every feasible x up to 1e8 times the size of the iterate
+static constexpr double PROOF_OF_ROUNDING = 1e-5;  // and up to 1e5 times where r < 0 is no more than the rounding of r = 0
 
 // Stationarity with v, rows (Ax - b, Gx + s - h) and bounds (x + s_upper - ub, lb - x + s_lower). `error` is relative to
 // the largest x, `size`, and to tau; rounding alone may leave `floor`.
@@ -92,10 +93,11 @@ struct Residuals {
   // `forces` (n) is A'y + G'z.
   OPTLAYER_METHOD Mask<V> prove(const Program<V>& Q, const V* multipliers, const V* z_upper, const V* z_lower,
                                 const V* products, double proof) const {
-    V t(0), terms(0), negative(0), asked(size);  // every feasible x is as large as what an equality or a budget asks for
+    V t(0), terms(0), lack(0), ulp(0), asked(size);  // every feasible x is as large as what an equality or a budget asks for
     for (int i = own(0); i < Q.k; i += TEAM) {
-      t -= Q.d[i] * multipliers[i], terms += Q.size[i] * absolute(multipliers[i]);
-      asked = larger(i < Q.p ? absolute(Q.d[i]) : -Q.d[i], asked);
+      t -= Q.given[i] * multipliers[i], terms += Q.size[i] * absolute(multipliers[i]);
+      ulp = larger(V(EPS) * absolute(multipliers[i]), ulp);
+      asked = larger(i < Q.p ? absolute(Q.given[i]) : -Q.given[i], asked);
     }
     for (int j = own(0); j < Q.n; j += TEAM) {
       V r = products[j];
@@ -107,10 +109,11 @@ struct Residuals {
         const V value = Q.lb[j] * z_lower[j];
         r -= z_lower[j], t += value, terms += value;
       }
-      negative = larger(-Q.free[j] * r, negative);
+      lack = larger(-Q.free[j] * r, lack);
     }
-    t = team_sum(t), terms = team_sum(terms), negative = team_max(negative), asked = team_max(asked);
-    return t > V(proof) * terms && negative * asked * V(Q.n) < V(PROOF) * t;
+    t = team_sum(t), terms = team_sum(terms), lack = team_max(lack), ulp = team_max(ulp);
+    const V most = team_max(asked) * V(Q.n), sure = select(lack <= V(4) * ulp, V(PROOF_OF_ROUNDING), V(PROOF));
+    return t > V(proof) * terms && lack * most < sure * t;
   }
 
  private:

@@ -53,7 +53,7 @@ struct Solver {
     if (!all(sound)) data.replace(!sound);
     standardise(data, rules.proof, Q, system);
     const Mask<V> good = !bad && sound && !forces(Q);
-    take_contradiction(Q, system);
+    take_contradiction(Q, rules.proof, system);
     interior.run(good);
     const Mask<V> closes = good && !interior.infeasible, closed = closing.run(closes);
 

@@ -26,6 +26,16 @@ static constexpr double DEPENDENT = 1e-11;  // a squared pivot of S below this: 
 // What keeps the scaled S (k, k) of dependent rows definite; its factors do not feel what moves a row by less.
 OPTLAYER_INLINE double shift(int k) { return 8 * EPS * ::sqrt((double)(k > 1 ? k : 1)); }
 
+// Leave of r (k) its components along the eigenvalues of S far below `small`; F is the factor of S + small.
+template <class V>
+OPTLAYER_FUNCTION void inverse_iteration(const V* F, int ld, const V* inv, int k, V small, V* r) {
+  for (int sweep = 0; sweep < SWEEPS; sweep++) {
+    lower_solve(F, ld, inv, k, r);
+    lower_solve_transposed(F, ld, inv, k, r);
+    for (int i = own(0); i < k; i += TEAM) r[i] *= small;
+  }
+}
+
 // Take out of r (k) its components along the eigenvalues of S far below `small`, in some lanes; F is the factor of
 // S + small. Sweeps of inverse iteration leave of r these components but for a few hundredths; what a pass leaves of them
 // the next one takes. The scratch is (k).
@@ -33,11 +43,7 @@ template <class V>
 OPTLAYER_FUNCTION void deflate(const V* F, int ld, const V* inv, int k, V small, Mask<V> which, V* scratch, V* r) {
   for (int pass = 0; pass < PASSES; pass++) {
     for (int i = own(0); i < k; i += TEAM) scratch[i] = r[i];
-    for (int sweep = 0; sweep < SWEEPS; sweep++) {
-      lower_solve(F, ld, inv, k, scratch);
-      lower_solve_transposed(F, ld, inv, k, scratch);
-      for (int i = own(0); i < k; i += TEAM) scratch[i] *= small;
-    }
+    inverse_iteration(F, ld, inv, k, small, scratch);
     for (int i = own(0); i < k; i += TEAM) r[i] -= select(which, scratch[i], V(0));
   }
   sync();

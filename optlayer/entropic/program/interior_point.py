@@ -25,7 +25,7 @@ from torch import Tensor
 from ...kkt.algebra import NONZERO, dot, highest, mv, norm, take, tmv
 from ...status import Status
 from .kkt import EPS, KKT
-from .standard import Standard, contradicts
+from .standard import Standard
 
 STEP = 0.995  # of the way to the nearest bound
 SHORTEST = 1e-6  # the smallest fall of mu in the predictor that is believed
@@ -33,6 +33,7 @@ LEAST = 1e-150  # no slack or multiplier falls below it, so that products do not
 GAP = 1e4  # gaps count this many times: x is off by the square root of the gap where a constraint is weakly active
 FLOOR = 1e-6  # rounding may excuse no larger residual
 PROOF = 1e-8  # a certificate is believed that excludes every feasible x up to 1e8 times the size of the iterate
+PROOF_OF_ROUNDING = 1e-5  # and up to 1e5 times where r < 0 is no more than the rounding of r = 0
 NEAR, PATIENCE = 1e-4, 12  # so near the solution, so many iterations without a smaller error are rounding at work
 DOUBTFUL = 1e-6  # an iterate nearer to the solution than this is none of an infeasible problem
 
@@ -115,14 +116,11 @@ def iterate(problem: Standard, p: int, rules: Rules) -> Outcome:
     point = start(problem, parts)
     status = torch.full_like(problem.q[:, 0], int(Status.MAX_ITERATIONS), dtype=torch.int64)
     whole = Outcome(point, status, torch.zeros_like(status), torch.zeros_like(point.rows))
-    if p:
-        wrong = contradicts(problem, p, rules.proof)
-        whole.status[wrong] = int(Status.PRIMAL_INFEASIBLE)
-        whole.ray[wrong, :p] = -problem.contradiction[wrong]
-    index = (whole.status == Status.MAX_ITERATIONS).nonzero().squeeze(-1)
-    problem, parts, point = take(problem, index), take(parts, index), take(point, index)
+    index = torch.arange(len(status), device=status.device)
     least = point.slack[:, : parts.n].amax(-1) * 1e-10  # without equalities x may vanish
-    step: tuple[Tensor, Tensor] | None = None
+    # before there is a step, what equality rows say against each other may be a certificate
+    step = torch.zeros_like(point.rows), torch.zeros_like(point.dual)
+    step[0][:, :p] = -problem.contradiction
     broken = torch.zeros_like(index, dtype=torch.bool)
     best, since = torch.full_like(least, torch.inf), torch.zeros_like(index)
     for iteration in range(rules.max_iter + 1):
@@ -132,7 +130,7 @@ def iterate(problem: Standard, p: int, rules: Rules) -> Outcome:
         solved = r.error <= rules.eps + r.floor
         broken = broken | ~r.error.isfinite()
         certified, ray = _certificate(problem, parts, point, step, r.size, rules.proof)
-        certified = certified & (r.error > DOUBTFUL) & ~solved
+        certified = certified & ((r.error > DOUBTFUL) | (iteration == 0)) & ~solved
         better = r.error < best
         best, since = torch.where(better, r.error, best), torch.where(better, 0, since + 1)
         stuck = (best < NEAR) & (since >= PATIENCE)
@@ -328,7 +326,7 @@ def _length(a: Tensor, b: Tensor) -> Tensor:
 
 
 def _certificate(
-    problem: Standard, parts: Layout, point: Point, step: tuple[Tensor, Tensor] | None, size: Tensor, proof: float
+    problem: Standard, parts: Layout, point: Point, step: tuple[Tensor, Tensor], size: Tensor, proof: float
 ) -> tuple[Tensor, Tensor]:
     """Whether (B,) the iterate or its last step proves that there is no feasible x, and the rows' part of the proof.
 
@@ -336,8 +334,6 @@ def _certificate(
     r = 0 is asked for) and t = -(b'y + h'z + ub'z_upper - lb'z_lower) > 0.  When iterates diverge their step is it.
     """
     found, ray = _farkas(problem, parts, point.rows, point.dual, size, proof)
-    if step is None:
-        return found, ray
     rows, dual = step
     p = parts.p
     rows = torch.cat([rows[:, :p], rows[:, p:].clamp(min=0)], 1)
@@ -348,12 +344,14 @@ def _certificate(
 def _farkas(
     problem: Standard, parts: Layout, rows: Tensor, dual: Tensor, size: Tensor, proof: float
 ) -> tuple[Tensor, Tensor]:
-    p = parts.p  # every feasible x is at least as large as what an equality or a negative budget asks for
-    size = torch.stack([size, norm(problem.d[:, :p]), highest(-problem.d[:, p:])]).amax(0)
+    p, d = parts.p, problem.given
+    # every feasible x is at least as large as what an equality or a negative budget asks for
+    size = torch.stack([size, norm(d[:, :p]), highest(-d[:, p:])]).amax(0)
     r = tmv(problem.C, rows)
-    t, terms = -dot(problem.d, rows), dot(problem.size, rows.abs())
+    t, terms = -dot(d, rows), dot(problem.size, rows.abs())
     for side, z in zip(parts.sides, parts.split(dual)[2:], strict=True):
         value = dot(problem.ub if side > 0 else problem.lb, z)
         r, t, terms = r + side * z, t - side * value, terms + value
-    r = problem.free * r
-    return (t > proof * terms) & (highest(-r) * size * parts.n < PROOF * t), rows
+    lack, ulp = highest(-problem.free * r), EPS * norm(rows)
+    sure = torch.where(lack <= 4 * ulp, PROOF_OF_ROUNDING, PROOF)
+    return (t > proof * terms) & (lack * size * parts.n < sure * t), rows

@@ -54,7 +54,8 @@ class Standard(NamedTuple):
     free: Tensor  # (B, n) mask, 0 for fixed variables
     value: Tensor  # (B, n), of the fixed variables, else 0
     unit: Tensor  # (B, k): rows are this many times those given
-    contradiction: Tensor  # (B, p): the part of b that no x reaches, taken out of d
+    given: Tensor  # (B, k): d with a contradiction that may be rounding, which d is rid of; certificates use it
+    contradiction: Tensor  # (B, p): the part of b that hardly any x reaches, where it is not rounding
     size: Tensor  # (B, k): of the terms that d is the sum of, whose rounding it bears
     null: Tensor  # (B, p, p or 0): orthonormal columns, or zeros, y with A'y = 0
     forced: Tensor  # (B, n): the round in which a row forced the variable to zero, or 0
@@ -144,13 +145,15 @@ def standardise(data: Data, p: int, proof: float) -> Standard:
     upper = ub.isfinite() & ~fixed
     null = _null(C[:, :p])
     contradiction = mv(null, tmv(null, d[:, :p]))
+    sizes = dot(size[:, :p], size[:, :p])
+    rounding = (dot(contradiction, contradiction) <= proof**2 * sizes).unsqueeze(-1)
     return Standard(
         P,
         curvature,
         q,
         tau,
         C,
-        torch.cat([d[:, :p] - contradiction, d[:, p:]], 1),
+        torch.cat([d[:, :p] - torch.where(rounding, contradiction, 0.0), d[:, p:]], 1),
         torch.where(fixed, 0.0, lb),
         torch.where(upper, ub, 1.0),
         ((lb > 0) & ~fixed).to(q.dtype),
@@ -158,7 +161,8 @@ def standardise(data: Data, p: int, proof: float) -> Standard:
         free,
         value,
         unit,
-        contradiction,
+        d,
+        torch.where(rounding, 0.0, contradiction),
         size,
         null,
         forced,
@@ -189,7 +193,10 @@ def _forced(C: Tensor, d: Tensor, size: Tensor, lb: Tensor, p: int) -> tuple[Ten
 
 
 def _null(A: Tensor) -> Tensor:
-    """The combinations of the rows of A, of unit length, that vanish; no columns where there are none in the batch."""
+    """The combinations of the rows of A, of unit length, that vanish; no columns where there are none in the batch.
+
+    A y with |A'y| of 3e-6 counts as one, for eigenvalues of AA' tell no more: that is no proof that b'y is zero.
+    """
     B, p = A.shape[:2]
     if p == 0:
         return A.new_zeros(B, 0, 0)
@@ -202,9 +209,3 @@ def _null(A: Tensor) -> Tensor:
         values, vectors = torch.linalg.eigh(AA[some])
         null[some] = vectors * (values < 1e-12 * max(p, 10)).unsqueeze(-2)
     return null
-
-
-def contradicts(problem: Standard, p: int, gap: float) -> Tensor:
-    """Where (B,) equality rows contradict each other by more than `gap` relative to their terms: A'y = 0, b'y < 0."""
-    outside, size = problem.contradiction, problem.size[:, :p]
-    return dot(outside, outside).sqrt() > gap * dot(size, size).sqrt()
