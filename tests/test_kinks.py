@@ -47,6 +47,20 @@ def test_identical_active_rows_share_the_derivative(n: int, copies: int) -> None
     assert s.weakly_active == copies - 1
 
 
+def test_multipliers_of_redundant_equalities_stay_near_the_least_ones() -> None:
+    """The third row is the sum of the others: y + t (1, 1, -1) serves as well, for any t, and no solver may wander off.
+
+    Of 64 problems some are badly conditioned, so the largest of all is compared.
+    """
+    source = torch.Generator().manual_seed(0)
+    A, x, q = (torch.rand(64, *shape, generator=source, dtype=f64) - 0.5 for shape in ((2, 5), (5,), (5,)))
+    A = torch.cat([A, A.sum(1, keepdim=True)], 1)
+    s = solve_qp(eye(5), 4 * q, A=A, b=(A @ (x + 0.5).unsqueeze(-1)).squeeze(-1), lb=0.0)
+    assert s.solved.all()
+    least = torch.linalg.pinv(A.mT) @ (A.mT @ s.y.unsqueeze(-1))
+    assert s.y.abs().max() < 10 * least.abs().max(), "without care it is a hundred times as large"
+
+
 def test_redundant_equalities_are_no_kink() -> None:
     A, b = tensor(1, 1).expand(3, 2), tensor(1, 1, 1).requires_grad_()
     s = solve_qp(eye(2), tensor(0, 0), A=A, b=b)
