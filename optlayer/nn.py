@@ -2,9 +2,10 @@
 """Optimisation problems as modules: some of their data are learned, some arrive as input."""
 
 import math
+import numbers
 import operator
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, SupportsFloat
 
 import torch
 from torch import Tensor, nn
@@ -336,6 +337,20 @@ def _between(t: Tensor, lower: Tensor, upper: Tensor) -> Tensor:
     return torch.where(low & high, inside, torch.where(low | high, half, t))
 
 
+def _temperature(value: SupportsFloat) -> float:
+    """A temperature as a plain number."""
+    if isinstance(value, Tensor):
+        usable = value.dim() == 0 and value.dtype.is_floating_point and not value.requires_grad and not value.is_meta
+    else:
+        usable = isinstance(value, numbers.Real) and not isinstance(value, bool)
+    if not usable or not 0 < float(value) < math.inf:
+        raise ProblemError(
+            f"temperature is {value!r} ({type(value).__qualname__}), expected a finite number > 0, or a tensor "
+            "without dimensions that does not require grad"
+        )
+    return float(value)
+
+
 class SoftmaxLayer(nn.Module):
     """Softmax, found as the solution of its optimisation problem (:func:`optlayer.softmax`).
 
@@ -343,7 +358,8 @@ class SoftmaxLayer(nn.Module):
 
     Args:
         dim: the dimension that sums to one.
-        temperature: > 0; the initial value if it is learned.
+        temperature: > 0, a real number or a tensor of one that does not require grad; the initial value if it is
+            learned.
         learned: whether the temperature is learned, as the exponential of the parameter ``log_temperature``.
         upper: bound of the probabilities, a number or a tensor that broadcasts to the input; ``None`` for none.
         device, dtype: of the parameter and of a tensor ``upper``.
@@ -362,7 +378,7 @@ class SoftmaxLayer(nn.Module):
         self,
         dim: int = -1,
         *,
-        temperature: float = 1.0,
+        temperature: SupportsFloat = 1.0,
         learned: bool = False,
         upper: Tensor | float | None = None,
         device: torch.device | str | None = None,
@@ -370,9 +386,7 @@ class SoftmaxLayer(nn.Module):
     ) -> None:
         super().__init__()
         self.upper: Tensor | float | None
-        if not isinstance(temperature, (int, float)) or not 0 < temperature < math.inf:
-            raise ProblemError(f"temperature is {temperature!r}, expected a finite number > 0")
-        self.dim, self.initial, self.learned = dim, float(temperature), learned
+        self.dim, self.initial, self.learned = dim, _temperature(temperature), learned
         if learned:
             self.log_temperature = nn.Parameter(torch.empty((), device=device, dtype=dtype))
         if isinstance(upper, Tensor):

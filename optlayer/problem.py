@@ -29,12 +29,12 @@ Tensors = tuple[
 ]
 
 
-def fill(kind: type[Record], fields: dict[str, Any]) -> Record:
+def fill(record_type: type[Record], fields: dict[str, Any]) -> Record:
     """A frozen dataclass from its fields; its own constructor takes three times as long, which shows in one solve.
 
     Not for functions that are compiled.
     """
-    record = object.__new__(kind)
+    record = object.__new__(record_type)
     object.__setattr__(record, "__dict__", fields)
     return record
 
@@ -118,13 +118,13 @@ def validate(
 
     Raises:
         ProblemError: a type, dtype, device, layout or shape is wrong, ``G`` comes without ``h`` or ``A`` without ``b``,
-            or a number for the entropy is not positive and finite.  The message names the argument, what was found and
-            what was expected.
+            a number for the entropy is not positive and finite, one for a bound is NaN, or two for the bounds are in
+            the wrong order.  The message names the argument, what was found and what was expected.
     """
     if entropy is None and _in_order(P, q, G, h, A, b, lb, ub):
         return Problem(P, q, G, h, A, b, lb, ub)  # type: ignore[arg-type]  # the bounds are tensors here
     if not isinstance(q, Tensor):
-        raise ProblemError(f"q is {_kind(q)}, expected a torch.Tensor of shape (*batch, n)")
+        raise ProblemError(f"q is {kind(q)}, expected a torch.Tensor of shape (*batch, n)")
     if q.ndim == 0 or q.shape[-1] == 0:
         raise ProblemError(f"q has shape {tuple(q.shape)}, expected (*batch, n) with n >= 1")
     n, dtype = q.shape[-1], working_dtype(q)
@@ -132,6 +132,7 @@ def validate(
         if (M is None) is not (v is None):
             found, missing = (matrix, side) if v is None else (side, matrix)
             raise ProblemError(f"{found} is given without {missing}: expected both or neither")
+    _check_numbers(lb, ub)
     if lb is not None:
         lb = _bound("lb", lb, q, dtype)
     if ub is not None:
@@ -144,7 +145,7 @@ def validate(
         if t is None:
             continue
         if not isinstance(t, Tensor):
-            raise ProblemError(f"{name} is {_kind(t)}, expected a torch.Tensor or None")
+            raise ProblemError(f"{name} is {kind(t)}, expected a torch.Tensor or None")
         if t.dtype is not dtype and working_dtype(t, name) is not dtype:
             raise ProblemError(f"{name} has dtype {t.dtype} but q has {q.dtype}: expected one dtype for all arguments")
         if t.device != device:
@@ -221,13 +222,27 @@ def autocast_on(device: str) -> bool:
     return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
 
 
+def _check_numbers(lb: Any, ub: Any) -> None:
+    """Refuse bounds that are numbers and leave no x; as tensors they may fail later."""
+    numbers = {
+        name: bound
+        for name, bound in (("lb", lb), ("ub", ub))
+        if isinstance(bound, (int, float, torch.SymInt, torch.SymFloat))
+    }
+    for name, bound in numbers.items():
+        if bound != bound:
+            raise ProblemError(f"{name} is {bound!r}, expected a number or None")
+    if len(numbers) == 2 and lb > ub:
+        raise ProblemError(f"lb is {lb!r} and ub is {ub!r}, expected lb <= ub")
+
+
 def _bound(name: str, bound: Tensor | float, q: Tensor, dtype: torch.dtype) -> Tensor:
     """A bound as a tensor (*batch, n); one number stands for all variables."""
     if isinstance(bound, Tensor):
         return bound.expand(q.shape[-1]) if bound.ndim == 0 else bound
     if isinstance(bound, bool) or not isinstance(bound, (int, float, torch.SymInt, torch.SymFloat)):
         raise ProblemError(
-            f"{name} is {_kind(bound)}, expected a torch.Tensor of shape (*batch, {q.shape[-1]}), a number or None"
+            f"{name} is {kind(bound)}, expected a torch.Tensor of shape (*batch, {q.shape[-1]}), a number or None"
         )
     return torch.full((q.shape[-1],), bound, dtype=dtype, device=q.device)
 
@@ -238,7 +253,7 @@ def _entropy(entropy: Tensor | float, q: Tensor, dtype: torch.dtype) -> Tensor:
         return entropy.expand(q.shape[-1]) if entropy.ndim == 0 else entropy
     if isinstance(entropy, bool) or not isinstance(entropy, (int, float, torch.SymInt, torch.SymFloat)):
         raise ProblemError(
-            f"entropy is {_kind(entropy)}, expected a torch.Tensor of shape (*batch, {q.shape[-1]}) or (*batch, 1), "
+            f"entropy is {kind(entropy)}, expected a torch.Tensor of shape (*batch, {q.shape[-1]}) or (*batch, 1), "
             "a number or None"
         )
     if not 0 < entropy < float("inf"):
@@ -262,10 +277,10 @@ def _misshapen(name: str, t: Tensor, q: Tensor, entropic: bool = False) -> Probl
     return ProblemError(f"{name} has shape {tuple(t.shape)}, expected (*batch, {expected}){because}")
 
 
-def _kind(value: object) -> str:
+def kind(value: object) -> str:
     """A type in words: 'a numpy.ndarray'."""
-    kind = type(value)
-    name = kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
+    found = type(value)
+    name = found.__qualname__ if found.__module__ == "builtins" else f"{found.__module__}.{found.__qualname__}"
     return f"{'an' if name[0] in 'aeio' else 'a'} {name}"
 
 

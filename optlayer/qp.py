@@ -12,7 +12,7 @@ from . import derivative
 from . import solvers as solvers  # importing it registers the engines
 from .entropic import program as entropic
 from .errors import ProblemError, SettingsError
-from .problem import FULL, Problem, fill, validate, working_dtype
+from .problem import FULL, Problem, fill, kind, validate, working_dtype
 from .settings import Settings
 from .solution import Factorisation, Point, Rule, Solution
 
@@ -59,7 +59,8 @@ def solve_qp(
             where a cap or a row forces it to zero, and a lower bound counts where it is positive.
         warm_start: a guess: the :class:`Solution` of a similar problem, or (x, y, z, z_box) of which each may be
             ``None``.  The solution and its derivative do not depend on it beyond the accuracy that was asked for.
-            With an entropy it is not used.
+            The multipliers matter: x alone may take more iterations than no guess at all.  With an entropy it is not
+            used.
         settings: how to solve, see :class:`optlayer.Settings`.
         **overrides: fields of ``settings``, such as ``eps_abs=1e-6`` or ``on_failure="raise"``.
 
@@ -74,8 +75,8 @@ def solve_qp(
         Entropic problems are solved in float64 whatever the dtype, and rounded.
 
     Raises:
-        ProblemError: a wrong type, dtype, device or shape, or a number for the entropy that is not positive, before any
-            work.
+        ProblemError: a wrong type, dtype, device or shape, a number for the entropy that is not positive, or numbers
+            for the bounds with lb > ub, before any work.
         SettingsError: an unknown setting or one out of its range.
         SolverError: an element failed and ``on_failure="raise"``.
 
@@ -215,14 +216,15 @@ def _warm(
     if isinstance(warm_start, Solution):
         warm_start = (warm_start.x, warm_start.y, warm_start.z, warm_start.z_box)
     if not isinstance(warm_start, (tuple, list)) or len(warm_start) != 4:
-        raise ProblemError("warm_start must be a Solution or (x, y, z, z_box), of which each may be None")
+        found = kind(warm_start) + (f" of {len(warm_start)}" if isinstance(warm_start, (tuple, list)) else "")
+        raise ProblemError(f"warm_start is {found}, expected a Solution or (x, y, z, z_box), of which each may be None")
     batch, device = problem.batch, problem.q.device
     sizes = (problem.n, problem.p, problem.m, problem.n)
     for name, size, t in zip(PARTS, sizes, warm_start, strict=True):
         if t is None:
             continue
         if not isinstance(t, Tensor) or t.dtype is not dtype or t.device != device:
-            found = f"{t.dtype} on {t.device}" if isinstance(t, Tensor) else type(t).__qualname__
+            found = f"{t.dtype} on {t.device}" if isinstance(t, Tensor) else kind(t)
             raise ProblemError(f"{name} of warm_start is {found}, expected a tensor of {dtype} on {device}")
         shape = t.shape
         lead = shape[:-1]

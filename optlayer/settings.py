@@ -12,6 +12,7 @@ from .errors import SettingsError
 BACKENDS = ("auto", "native", "reference")
 FORMULATIONS = ("auto", "split", "range")
 ON_FAILURE = ("nan", "raise", "warn", "ignore")
+FILLED = ("nan", "warn")  # these two fill what failed with NaN
 FACTORISATION = ("keep", "recompute")
 DEFAULT_EPS = {torch.float64: 1e-9, torch.float32: 1e-5}
 
@@ -33,8 +34,9 @@ class Settings:
         formulation: the form of the KKT system: ``"split"`` (any problem), ``"range"`` (well conditioned positive
             definite P without bounds; cheaper) or ``"auto"`` (``"range"`` where it is as accurate, else ``"split"``).
         on_failure: what to do about elements that are not solved: ``"nan"`` (fill them with NaN), ``"raise"`` (a
-            :class:`optlayer.SolverError` that names element and status), ``"warn"`` (a ``RuntimeWarning`` that does) or
-            ``"ignore"`` (return the best iterate).  ``"raise"`` and ``"warn"`` make the host wait for the device.
+            :class:`optlayer.SolverError` that names element and status), ``"warn"`` (NaN as under ``"nan"``, and a
+            ``RuntimeWarning`` that names them) or ``"ignore"`` (return the best iterate).  ``"raise"`` and ``"warn"``
+            make the host wait for the device.
         factorisation: what backward solves with: ``"keep"`` (the factors that the solve leaves behind, n^2 +
             min(m + p, 2n)^2 numbers for each element; quickest) or ``"recompute"`` (they are made anew from a few
             vectors when backward comes; for batches whose factors would not fit into memory).

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from .problem import CORES, Problem
+from .errors import ProblemError
+from .problem import CORES, Problem, kind
 from .residuals import Residuals, residuals
 from .settings import Settings
 from .status import Status, count, names
@@ -253,20 +254,46 @@ class KKT:
         """u = K^-1 r, for the price of two triangular solves; a part of r that is ``None`` is zero.
 
         Args:
-            r_x, r_y, r_z, r_box: (*batch, n), (*batch, p), (*batch, m), (*batch, n), or shapes that broadcast with
-                these; further leading dimensions are further right-hand sides.
+            r_x, r_y, r_z, r_box: (*batch, n), (*batch, p), (*batch, m), (*batch, n), of the dtype and on the device of
+                x.  Batch dimensions broadcast; further leading dimensions are further right-hand sides.
 
         Returns:
             A :class:`Point`; 0 on inactive rows and bounds, whatever r is there; NaN for failed elements unless r is
             zero.
+
+        Raises:
+            ProblemError: a wrong type, dtype, device or shape.
         """
         solution = self.solution
+        _check_right_hand_sides({"r_x": r_x, "r_y": r_y, "r_z": r_z, "r_box": r_box}, solution)
         parts = zip((r_x, r_y, r_z, r_box), (solution.x, solution.y, solution.z, solution.z_box), strict=True)
         return solution.rule.linear(solution, Point(*(torch.zeros_like(w) if r is None else r for r, w in parts)))
 
     def __repr__(self) -> str:
         problem = self.solution.problem
         return f"KKT(batch={tuple(self.solution.status.shape)}, n={problem.n}, m={problem.m}, p={problem.p})"
+
+
+def _check_right_hand_sides(named: dict[str, Any], solution: Solution) -> None:
+    dtype, device, batch = solution.x.dtype, solution.x.device, solution.x.shape[:-1]
+    leads = {}
+    for (name, r), w in zip(named.items(), (solution.x, solution.y, solution.z, solution.z_box), strict=True):
+        if r is None:
+            continue
+        if not isinstance(r, Tensor):
+            raise ProblemError(f"{name} is {kind(r)}, expected a torch.Tensor or None")
+        if r.dtype is not dtype or r.device != device:
+            raise ProblemError(f"{name} is {r.dtype} on {r.device}, expected {dtype} on {device} as x")
+        if r.ndim == 0 or r.shape[-1] != w.shape[-1]:
+            raise ProblemError(f"{name} has shape {tuple(r.shape)}, expected (*batch, {w.shape[-1]})")
+        leads[name] = r.shape[:-1]
+    try:
+        torch.broadcast_shapes(batch, *leads.values())
+    except RuntimeError:
+        found = ", ".join(f"{name} {tuple(lead)}" for name, lead in leads.items())
+        raise ProblemError(
+            f"leading dimensions are {found}, expected such as broadcast with each other and the batch {tuple(batch)}"
+        ) from None
 
 
 def _flatten(solution: Solution) -> tuple[list[Any], tuple[Settings, Rule]]:

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The solution of the softmax problem: its closed forms, its laws, its statuses."""
 
+import math
+
 import pytest
 import torch
 from torch import Tensor
@@ -314,7 +316,9 @@ def test_caps_that_sum_to_little_more_than_one(room):
     assert_close(solution.x.sum(-1), torch.ones(20, dtype=torch.float64))
 
 
-@pytest.mark.parametrize("upper", [0.3, [0.2, 0.3, 0.4999], [-0.1, 2.0, 2.0], [0.0, 0.0, 0.0], -torch.inf], ids=str)
+@pytest.mark.parametrize(
+    "upper", [0.3, [0.2, 0.3, 0.4999], [-0.1, 2.0, 2.0], [0.0, 0.0, 0.0], [-torch.inf] * 3], ids=str
+)
 def test_caps_without_room_are_infeasible(upper):
     solution = solve_softmax(normal(3), 1.0, double(upper) if isinstance(upper, list) else upper)
     assert solution.status == Status.PRIMAL_INFEASIBLE and not solution.solved
@@ -424,7 +428,11 @@ def test_on_failure():
     with pytest.raises(SolverError, match=r"element \(1,\) of the batch ended with PRIMAL_INFEASIBLE.* 2 of 3"):
         solve_softmax(theta, 1.0, upper, on_failure="raise")
     with pytest.warns(RuntimeWarning, match="PRIMAL_INFEASIBLE"):
-        assert solve_softmax(theta, 1.0, upper, on_failure="warn").x.isfinite().any()
+        warned = solve_softmax(theta, 1.0, upper, on_failure="warn")
+    torch.testing.assert_close(warned.x, solve_softmax(theta, 1.0, upper).x, rtol=0, atol=0, equal_nan=True)
+    assert warned.x[1:].isnan().all()
+    with pytest.raises(SolverError, match="the caps sum to less than one.* Raise upper"):
+        solve_softmax(theta[0], upper=0.1, on_failure="raise")
     with pytest.raises(SolverError, match="the problem ended with INVALID_DATA"):
         solve_softmax(theta[0], double(torch.nan), on_failure="raise")
 
@@ -457,6 +465,9 @@ def test_options_out_of_range(options, message):
     ("arguments", "message"),
     [
         (([1.0, 2.0],), "theta is a list, expected a torch.Tensor"),
+        ((torch.zeros(4, 3), torch.ones(4, 1)), r"temperature has shape \(4, 1\), expected .* \(4,\)"),
+        ((torch.zeros(3), 1.0, -1.0), "upper is -1.0, expected a number >= 0"),
+        ((torch.zeros(3), 1.0, math.nan), "upper is nan, expected a number >= 0"),
         ((torch.arange(3),), "theta has dtype torch.int64"),
         ((torch.zeros(3).half(),), "theta has dtype torch.float16"),
         ((torch.zeros(()),), r"theta has shape \(\)"),
@@ -479,6 +490,7 @@ def test_malformed_arguments(arguments, message):
         ((torch.zeros(4, 3), torch.ones(4, 1)), r"temperature has shape \(4, 1\), expected .* \(4,\)"),
         ((torch.zeros(4, 3), 1.0, torch.ones(5, 4, 3)), r"upper has shape \(5, 4, 3\), expected .* \(4, 3\)"),
         ((torch.zeros(()),), "at least one dimension"),
+        ((torch.zeros(3), 1.0, -1.0), "upper is -1.0, expected a number >= 0"),
     ],
 )
 def test_softmax_keeps_the_shape_of_theta(arguments, message):

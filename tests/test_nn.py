@@ -5,6 +5,7 @@ import copy
 import io
 import re
 from collections.abc import Callable
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -498,7 +499,20 @@ def test_a_cap_goes_where_the_layer_goes() -> None:
     assert layer(q_of(3)).dtype is layer.get_buffer("upper").dtype is F64
 
 
-@pytest.mark.parametrize("temperature", [0.0, -1.0, float("nan"), float("inf"), "warm"])
-def test_a_temperature_must_be_positive(temperature: Any) -> None:
-    with pytest.raises(ProblemError, match=r"temperature is .*, expected a finite number > 0"):
+@pytest.mark.parametrize(
+    ("temperature", "kind"),
+    [
+        *((0.0, "float"), (-1, "int"), (float("nan"), "float"), (float("inf"), "float"), ("warm", "str")),
+        *((True, "bool"), (torch.ones(1), "Tensor"), (torch.tensor(True), "Tensor")),
+        (torch.ones((), requires_grad=True), "Tensor"),
+    ],
+)
+def test_a_temperature_must_be_positive(temperature: Any, kind: str) -> None:
+    with pytest.raises(ProblemError, match=rf"temperature is .* \({kind}\), expected a finite number > 0"):
         SoftmaxLayer(temperature=temperature)
+
+
+@pytest.mark.parametrize("temperature", [0.5, Fraction(1, 2), torch.tensor(0.5)], ids=["float", "Real", "Tensor"])
+def test_a_temperature_may_be_any_real_number(temperature: Any) -> None:
+    assert SoftmaxLayer(temperature=temperature).temperature == 0.5
+    assert isinstance(SoftmaxLayer(temperature=temperature).temperature, float)

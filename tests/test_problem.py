@@ -145,6 +145,8 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"ub": zeros(4, 1)}, "ub has shape (4, 1), expected (*batch, 4) because q has shape (4,)"),
     ({"ub": "1"}, "ub is a str, expected a torch.Tensor of shape (*batch, 4), a number or None"),
     ({"lb": True}, "lb is a bool, expected a torch.Tensor of shape (*batch, 4), a number or None"),
+    ({"lb": float("nan")}, "lb is nan, expected a number or None"),
+    ({"lb": 2.0, "ub": 1}, "lb is 2.0 and ub is 1, expected lb <= ub"),
     ({"lb": zeros(4, dtype=torch.float32)}, "lb has dtype torch.float32 but q has torch.float64: expected one dtype"),
     (
         {"q": zeros(5, 4), "G": zeros(3, 3, 4)},

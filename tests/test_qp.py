@@ -274,6 +274,47 @@ def test_on_failure_warn_warns_and_goes_on() -> None:
     with pytest.warns(RuntimeWarning, match=r"element 1: INVALID_DATA"):
         solution = solve_qp(*problem.tensors, on_failure="warn")
     assert solution.solved.tolist() == [True, False] * 4 + [True]
+    silent = solve_qp(*problem.tensors)
+    for name in VALUES:
+        assert torch.equal(getattr(solution, name).nan_to_num(1e300), getattr(silent, name).nan_to_num(1e300))
+    assert solution.x[1].isnan().all()
+
+
+@pytest.mark.parametrize("backend", ["auto", "reference"])
+def test_crossed_bounds_are_named_by_their_variable(backend: str) -> None:
+    lb = torch.tensor([[0.0, 0.0, 0.0], [0.0, 1.5, 1.25]], dtype=F64)
+    problem = {"q": torch.ones(3, dtype=F64), "lb": lb, "ub": torch.ones(3, dtype=F64), "backend": backend}
+    message = r"element 1: PRIMAL_INFEASIBLE, as lb exceeds ub by 0.5 for variable 1 \(1 of 2 failed\)"
+    with pytest.raises(SolverError, match=message):
+        solve_qp(None, **problem, on_failure="raise")
+    assert solve_qp(None, **problem).status.tolist() == [Status.SOLVED, Status.PRIMAL_INFEASIBLE]
+
+
+WRONG_RIGHT_HAND_SIDES: list[tuple[dict[str, Any], str]] = [
+    ({"r_x": 1.0}, "r_x is a float, expected a torch.Tensor or None"),
+    ({"r_x": torch.ones(3)}, "r_x is torch.float32 on cpu, expected torch.float64 on cpu as x"),
+    ({"r_y": torch.ones(1, dtype=F64, device="meta")}, "r_y is torch.float64 on meta, expected torch.float64 on cpu"),
+    ({"r_x": torch.ones((), dtype=F64)}, r"r_x has shape \(\), expected \(\*batch, 3\)"),
+    ({"r_x": torch.ones(2, 4, dtype=F64)}, r"r_x has shape \(2, 4\), expected \(\*batch, 3\)"),
+    ({"r_y": torch.ones(2, dtype=F64)}, r"r_y has shape \(2,\), expected \(\*batch, 1\)"),
+    (
+        {"r_z": torch.ones(3, 4, dtype=F64)},
+        r"leading dimensions are r_z \(3,\), expected such as broadcast .* the batch \(2,\)",
+    ),
+    (
+        {"r_x": torch.ones(5, 2, 3, dtype=F64), "r_box": torch.ones(4, 2, 3, dtype=F64)},
+        r"leading dimensions are r_x \(5, 2\), r_box \(4, 2\), expected such as broadcast",
+    ),
+]
+
+
+@pytest.mark.parametrize("entropy", [None, 0.5])
+@pytest.mark.parametrize(("r", "message"), WRONG_RIGHT_HAND_SIDES)
+def test_a_wrong_right_hand_side_is_refused(entropy: float | None, r: dict[str, Any], message: str) -> None:
+    solution = solve_qp(*random_qp(3, 4, 1, batch=(2,)).tensors, entropy=entropy)
+    with pytest.raises(ProblemError, match=message):
+        solution.kkt.solve(**r)
+    assert solution.kkt.solve(torch.ones(7, 1, 3, dtype=F64)).x.shape == (7, 2, 3)
 
 
 def test_on_failure_ignore_returns_the_best_iterate() -> None:
@@ -358,13 +399,13 @@ def test_a_warm_start_has_no_gradient() -> None:
 @pytest.mark.parametrize(
     ("guess", "message"),
     [
-        (torch.zeros(4, dtype=F64), "warm_start must be a Solution or (x, y, z, z_box), of which each may be None"),
-        ((None, None), "warm_start must be a Solution or (x, y, z, z_box)"),
+        (torch.zeros(4, dtype=F64), "warm_start is a torch.Tensor, expected a Solution or (x, y, z, z_box), of which"),
+        ((None, None), "warm_start is a tuple of 2, expected a Solution or (x, y, z, z_box)"),
         (
             (torch.zeros(4), None, None, None),
             "x of warm_start is torch.float32 on cpu, expected a tensor of torch.float64",
         ),
-        ((None, None, [0.0], None), "z of warm_start is list, expected a tensor of torch.float64 on cpu"),
+        ((None, None, [0.0], None), "z of warm_start is a list, expected a tensor of torch.float64 on cpu"),
         (
             (None, torch.zeros(2, dtype=F64), None, None),
             "y of warm_start has shape (2,), expected one that broadcasts to (5, 1)",

@@ -26,6 +26,7 @@ from torch import Tensor
 
 from .. import ops
 from ..errors import SolverError, warn
+from ..settings import FILLED
 from ..solvers.choose import opaque
 from ..status import Status
 from . import interior_point
@@ -56,6 +57,27 @@ NO_CAP = 2.0
 # A variable whose theta lies so many temperatures below the largest is zero; where the caps of the others do not let it
 # be, float64 cannot tell one such variable from the next, and the element fails.
 FARTHEST = 1e120
+
+
+# What the statuses mean here, and what may help.
+WORDS = {
+    Status.PRIMAL_INFEASIBLE: (
+        "No x is possible: the caps sum to less than one, one of them is negative, or theta is -inf throughout.",
+        "Raise upper until it sums to more than one over the variables whose theta is not -inf.",
+    ),
+    Status.MAX_ITERATIONS: (
+        Status.MAX_ITERATIONS.diagnosis,
+        "Raise max_iter, or eps.",
+    ),
+    Status.NUMERICAL_ERROR: (
+        "Rounding errors kept the optimality conditions from being met.",
+        "Solve in float64, or raise the temperature: theta / temperature is too large to be told apart.",
+    ),
+    Status.INVALID_DATA: (
+        "The data hold a NaN, theta = +inf, or a temperature that is not positive and finite.",
+        "Check theta, temperature and upper; of infinities only theta = -inf and upper = +inf are allowed.",
+    ),
+}
 
 
 class Columns(NamedTuple):
@@ -105,7 +127,7 @@ def _kernel(
         if on_failure == "raise":
             raise SolverError(message)
         warn(message)
-    if on_failure == "nan" and some:
+    if on_failure in FILLED and some:
         x, log_x, y, z_upper = (t.masked_fill(failed, torch.nan) for t in out[:4])
         out = out._replace(x=x, log_x=log_x, y=y, z_upper=z_upper)
 
@@ -196,7 +218,8 @@ def _report(status: Tensor) -> str:
     first = Status(int(status[tuple(failed[0])]))
     where = f"element {tuple(failed[0].tolist())} of the batch" if status.dim() else "the problem"
     more = "" if len(failed) == 1 else f" {len(failed)} of {status.numel()} elements failed."
-    return f"{where} ended with {first.name}: {first.diagnosis} {first.advice}{more}"
+    diagnosis, advice = WORDS[first]
+    return f"{where} ended with {first.name}: {diagnosis} {advice}{more}"
 
 
 def _fake(

@@ -43,8 +43,8 @@ def softmax(
         theta, a tensor's temperature that is not positive.  :func:`solve_softmax` tells which and why.
 
     Raises:
-        ProblemError: a wrong type, dtype, device or shape, or a number for the temperature that is not positive and
-            finite.
+        ProblemError: a wrong type, dtype, device or shape, a number for the temperature that is not positive and
+            finite, or a number for the cap that is negative or NaN.
         IndexError: theta has no dimension ``dim``.
 
     Example:
@@ -63,7 +63,7 @@ def softmax(
     temperature = _temperature(temperature, theta)
     _check_broadcast("temperature", temperature, last.shape[:-1], "the shape of theta without dim")
     if upper is not None:
-        upper = _as_tensor("upper", upper, theta)
+        upper = _upper(upper, theta)
         _check_broadcast("upper", upper, theta.shape, "the shape of theta")
         upper = upper.expand(theta.shape).movedim(dim, -1)
     return solve_softmax(last, temperature, upper).x.movedim(-1, dim)
@@ -84,12 +84,14 @@ def solve_softmax(
 
     Args:
         theta: (*batch, n), float64 or float32.  Entries of -inf get x = 0 and gradient 0.
-        temperature: (*batch), > 0; a number or a tensor.
+        temperature: (*batch), > 0; a number or a tensor.  It has no dimension for the variables: (*batch, 1) is
+            refused.
         upper: (*batch, n), >= 0; a number, a tensor or ``None``.  +inf is no cap.
         eps: the accuracy at which the interior point method hands over to the closing Newton steps, which go on to the
             limits of rounding; also how small the multiplier of an active cap must be, relative to the temperature, to
             count as zero.  ``None``: 1e-9 for float64, 1e-5 for float32.
-        max_iter: limit on the interior point iterations of each element.
+        max_iter: limit on the interior point iterations of each element.  An element whose iterations were cut off is
+            solved nevertheless where the closing Newton steps get there.
         on_failure: what to do about elements that are not solved: "nan", "raise", "warn" or "ignore", as in
             :class:`optlayer.Settings`.
 
@@ -99,8 +101,8 @@ def solve_softmax(
         A :class:`SoftmaxSolution`.
 
     Raises:
-        ProblemError: a wrong type, dtype, device or shape, or a number for the temperature that is not positive and
-            finite.
+        ProblemError: a wrong type, dtype, device or shape, a number for the temperature that is not positive and
+            finite, or a number for the cap that is negative or NaN.
         SettingsError: an option out of its range.
         SolverError: an element failed and ``on_failure="raise"``.
 
@@ -123,7 +125,9 @@ def solve_softmax(
     if theta.dim() == 0 or theta.shape[-1] == 0:
         raise ProblemError(f"theta has shape {tuple(theta.shape)}, expected (*batch, n) with n >= 1")
     temperature = _temperature(temperature, theta)
-    upper = None if upper is None else _as_tensor("upper", upper, theta)
+    if 1 < theta.dim() <= temperature.dim():  # to broadcast it would pair every element with every other
+        _check_broadcast("temperature", temperature, theta.shape[:-1], "the shape of theta without its last dimension")
+    upper = None if upper is None else _upper(upper, theta)
     if upper is not None:
         upper = upper.expand(theta.shape[-1]) if upper.dim() == 0 else upper
         if upper.shape[-1] != theta.shape[-1]:
@@ -153,7 +157,8 @@ class SoftmaxSolution:
     """The solution of a batch of softmax problems, :func:`solve_softmax`.
 
     x, log_x, y and z_upper are differentiable in theta, temperature and upper at every order; they are NaN for elements
-    that failed.  The record is immutable, a pytree, and may be made inside ``torch.compile`` and ``torch.func.vmap``.
+    that failed, unless ``on_failure="ignore"``.  The record is immutable, a pytree, and may be made inside
+    ``torch.compile`` and ``torch.func.vmap``.
 
     Attributes:
         x: (*batch, n), the maximiser.
@@ -166,7 +171,7 @@ class SoftmaxSolution:
         status: (*batch) int64, an :class:`optlayer.Status` each.  PRIMAL_INFEASIBLE: the caps sum to less than one or
             one of them is negative, or theta is -inf throughout.  INVALID_DATA: a NaN, theta = +inf, or a temperature
             that is not positive and finite.
-        iterations: (*batch) int64, interior point iterations.
+        iterations: (*batch) int64, interior point iterations, without the closing Newton steps.
         residual: (*batch), the largest violation of the optimality conditions, in units of x and of the temperature.
         temperature: (*batch).
     """
@@ -276,6 +281,14 @@ def _temperature(value: Any, theta: Tensor) -> Tensor:
     if not isinstance(value, Tensor) and not 0 < value < math.inf:
         raise ProblemError(f"temperature is {value!r}, expected a finite number > 0")
     return temperature
+
+
+def _upper(value: Any, theta: Tensor) -> Tensor:
+    """The caps as a tensor; a number must be no less than zero here, a tensor may fail later."""
+    upper = _as_tensor("upper", value, theta)
+    if not isinstance(value, Tensor) and not value >= 0:
+        raise ProblemError(f"upper is {value!r}, expected a number >= 0")
+    return upper
 
 
 def _check_broadcast(name: str, t: Tensor, shape: torch.Size, what: str) -> None:

@@ -19,6 +19,7 @@ from .. import ops
 from ..errors import SettingsError, SolverError, warn
 from ..kkt.program import Program
 from ..kkt.system import State, System, grain
+from ..settings import FILLED
 from ..status import Status
 from . import native, reference
 from .newton import Rules
@@ -207,7 +208,7 @@ def _reference_qp(
     x, z_box = out.x, out.z_box
     y, z = out.v.split([p, m], 1)
     s = _slack(q, G, h, x, batch)
-    if on_failure == "nan":
+    if on_failure in FILLED:
         failed = out.status != Status.SOLVED
         x, y, z, z_box = (t.masked_fill(failed.unsqueeze(-1), torch.nan) for t in (x, y, z, z_box))
         s = s.masked_fill(failed.reshape(*batch, 1), torch.nan)
@@ -398,6 +399,11 @@ def _report(status: Tensor, batch: torch.Size, arguments: Sequence[Tensor | None
                 bad = ~values.isfinite() if allowed is None else ~(values.isfinite() | (values == allowed))
                 guilty += [name] if bad.any() else []
         cause = f" in {', '.join(guilty)}"
+    lb, ub = arguments[6:8]
+    if verdict == Status.PRIMAL_INFEASIBLE and lb is not None and ub is not None:
+        gap = (lb - ub).expand(*batch, lb.shape[-1])[element]
+        i = int(gap.argmax())
+        cause = f", as lb exceeds ub by {float(gap[i]):.4g} for variable {i}" if gap[i] > 0 else ""
     return f"{where}: {verdict.name}{cause}{more}. {verdict.diagnosis} {verdict.advice}"
 
 

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from .. import ops
+from ..settings import FILLED
 
 OPERATORS = ("qp", "kkt_solve", "pull", "kkt_pull", "entropic_qp", "entropic_kkt_solve")
 FORMULATIONS = ("auto", "split", "range")  # in the order of csrc/qp/call.h
@@ -157,13 +158,13 @@ def qp(
     on_failure: str,
     keep_factor: bool,
 ) -> tuple[tuple[Tensor, ...], int]:
-    """``optlayer::qp`` for ``on_failure`` "nan" or "ignore".
+    """``optlayer::qp``, but nobody is told of failures.
 
     Args: those of the operator.
     Returns: its outputs, and the number of elements with the status UNSOLVED, whose other outputs hold nothing; -1
         where that is still being computed, on CUDA.
     """
-    form, nan = FORMULATIONS.index(formulation), on_failure == "nan"
+    form, nan = FORMULATIONS.index(formulation), on_failure in FILLED
     if x0 is None and y0 is None and z0 is None and z_box0 is None:  # to hand over what is not there takes its time too
         out = _qp(P, q, G, h, A, b, lb, ub, eps_abs, eps_rel, max_iter, form, nan, keep_factor)
     else:
