@@ -146,7 +146,7 @@ class Solution:
             >>> solve_qp(None, torch.ones(2, 1, dtype=torch.float64), lb=bounds, ub=1.0).status_names()
             ['SOLVED', 'PRIMAL_INFEASIBLE']
         """
-        return names(self.status.tolist())
+        return names(self.status)
 
     @property
     def objective(self) -> Tensor:

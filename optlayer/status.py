@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .errors import ProblemError
+
 
 class Status(IntEnum):
     """How the solve of one batch element ended; the names are Clarabel's where Clarabel has one.
@@ -109,6 +111,14 @@ def readable(t: Tensor) -> bool:
     return type(t) is Tensor and t.device.type == "cpu" and not traced
 
 
-def names(status: Any) -> Any:
-    """The names of the statuses, given as integers in lists nested anyhow, in lists nested alike."""
-    return [names(s) for s in status] if isinstance(status, list) else Status(status).name
+def names(status: Tensor) -> Any:
+    """The names of the statuses, in lists nested as the tensor is."""
+    if status.device.type == "meta":
+        raise ProblemError(
+            "the problem is on the device meta, where tensors hold no values: expected one that was solved"
+        )
+    return _names(status.tolist())
+
+
+def _names(status: Any) -> Any:
+    return [_names(s) for s in status] if isinstance(status, list) else Status(status).name

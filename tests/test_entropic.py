@@ -431,7 +431,7 @@ def test_on_failure():
         warned = solve_softmax(theta, 1.0, upper, on_failure="warn")
     torch.testing.assert_close(warned.x, solve_softmax(theta, 1.0, upper).x, rtol=0, atol=0, equal_nan=True)
     assert warned.x[1:].isnan().all()
-    with pytest.raises(SolverError, match="the caps sum to less than one.* Raise upper"):
+    with pytest.raises(SolverError, match=r"the caps sum to less than one.* Raise upper"):
         solve_softmax(theta[0], upper=0.1, on_failure="raise")
     with pytest.raises(SolverError, match="the problem ended with INVALID_DATA"):
         solve_softmax(theta[0], double(torch.nan), on_failure="raise")

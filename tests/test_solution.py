@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from optlayer import Point, Solution, solve_qp
+from optlayer import Point, ProblemError, Solution, solve_qp
 from optlayer.problem import CORES, NAMES, Problem
 from optlayer.testing import random_qp
 
@@ -72,6 +72,8 @@ def test_residuals_print_their_values_and_those_of_a_batch_their_largest(solutio
 def test_it_prints_without_a_count_where_that_would_wait_or_trace(solution: Solution) -> None:
     meta = dataclasses.replace(solution, status=solution.status.to("meta"))
     assert repr(meta).startswith("Solution(batch=(2, 3), n=6")
+    with pytest.raises(ProblemError, match="the problem is on the device meta"):
+        meta.status_names()
     with torch._subclasses.FakeTensorMode() as mode:
         fake = dataclasses.replace(solution, status=mode.from_tensor(solution.status))
         assert repr(fake).startswith("Solution(batch=(2, 3), n=6")

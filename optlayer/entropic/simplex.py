@@ -193,7 +193,7 @@ class SoftmaxSolution:
 
     def status_names(self) -> Any:
         """The names of ``status``, such as "SOLVED", in lists nested as the batch is; waits for the device."""
-        return names(self.status.tolist())
+        return names(self.status)
 
     @property
     def weakly_active(self) -> Tensor:

@@ -28,14 +28,21 @@ LARGE = 1 << 14  # entries of a Jacobian for which it pays to look at one produc
 def vjp(function: Callable[..., Any], *primals: Tensor) -> tuple[Any, Callable[[Any], tuple[Tensor, ...]]]:
     """The value of a function, a tensor or a tuple of them, and the map from its cotangents to those of its arguments.
 
-    Where nothing outside can follow the call, one graph does what torch.func takes several layers for.
+    Where nothing outside can follow the call, one graph does what torch.func takes several layers for.  But that graph
+    keeps no tensor made in inference mode, which the function may have from elsewhere; torch.func's does.
     """
     if torch.is_grad_enabled() or transformed() or batching() or torch.is_inference_mode_enabled():
         value, pullback, *_ = torch.func.vjp(function, *primals)
         return value, pullback
-    with torch.enable_grad():
-        inputs = [t.detach().requires_grad_() for t in primals]
-        outputs = function(*inputs)
+    try:
+        with torch.enable_grad():
+            inputs = [t.detach().requires_grad_() for t in primals]
+            outputs = function(*inputs)
+    except RuntimeError as error:
+        if not _of_inference(error):
+            raise
+        value, pullback, *_ = torch.func.vjp(function, *primals)
+        return value, pullback
     several = isinstance(outputs, tuple)
     tracked = [out.requires_grad for out in (outputs if several else (outputs,))]
 
@@ -58,6 +65,11 @@ def vjp(function: Callable[..., Any], *primals: Tensor) -> tuple[Any, Callable[[
     return tuple(out.detach() for out in outputs) if several else outputs.detach(), pulled
 
 
+def _of_inference(error: RuntimeError) -> bool:
+    """Whether torch says that a graph cannot keep a tensor made in inference mode."""
+    return str(error).startswith("Inference tensors cannot be saved")
+
+
 def value_and_gradient(f: Function, z: Tensor) -> tuple[Tensor, Tensor]:
     """f(z), (*batch), and the gradient of its sum."""
     value, pullback = vjp(f, z)
@@ -72,7 +84,12 @@ def gradient(f: Function, z: Tensor) -> Tensor:
     followed = torch.is_grad_enabled()
     with torch.enable_grad():
         q = z if followed and z.requires_grad else z.detach().requires_grad_()
-        value = f(q).sum()
+        try:
+            value = f(q).sum()
+        except RuntimeError as error:
+            if followed or not _of_inference(error):
+                raise
+            return vjp(lambda q: f(q).sum(), z)[1](z.new_ones(()))[0]
         if not value.requires_grad:
             return torch.zeros_like(z)
         return torch.autograd.grad(value, q, create_graph=followed, allow_unused=True, materialize_grads=True)[0]

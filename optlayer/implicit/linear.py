@@ -12,7 +12,7 @@ from ..derivative.tracing import eager
 from ..errors import ProblemError
 from .factor import factorise
 from .jacobian import rows
-from .mapping import DTYPES, Mapping
+from .mapping import DTYPES, Mapping, check_values
 from .solution import DIRECT, PSEUDO, ImplicitSolution, LinearSettings, Report, concrete
 from .system import Dense, MatrixFree, System, linear
 
@@ -52,7 +52,8 @@ def linear_solve(
         iterative solve that stagnates is INSUFFICIENT_PROGRESS or MAX_ITERATIONS, and NaN.
 
     Raises:
-        ProblemError: a wrong type, dtype, device or shape; a square method for a matrix that is not.
+        ProblemError: a wrong type, dtype, device or shape; a square method for a matrix that is not; a function that
+            is not zero at zero.
         SettingsError: an unknown method, or a value out of its range.
         SolverError: an element failed and ``on_failure="raise"``.
 
@@ -71,6 +72,7 @@ def linear_solve(
     if not isinstance(b, Tensor) or b.dtype not in DTYPES or b.dim() == 0:
         found = f"{b.dtype} of shape {tuple(b.shape)}" if isinstance(b, Tensor) else type(b).__qualname__
         raise ProblemError(f"b is {found}, expected a tensor (*batch, m) of torch.float64 or torch.float32")
+    check_values("b", b)
     if isinstance(A, Tensor):
         if theta:
             raise ProblemError(f"A is a matrix, yet {len(theta)} further arguments are given; expected none")
@@ -114,7 +116,12 @@ def _product(v: Tensor, A: Tensor) -> Tensor:
 def _function(A: Mapping, b: Tensor, n: int, settings: LinearSettings) -> ImplicitSolution:
     m, report = b.shape[-1], Report()
     settings = _concrete(settings, "gmres" if m == n else "lsmr", m, n)
-    A.check(b.new_zeros(*b.shape[:-1], n), b.shape)
+    constant = A.check(b.new_zeros(*b.shape[:-1], n), b.shape).abs().nan_to_num(0.0)
+    if (constant > 0).any():
+        raise ProblemError(
+            f"A(0) has entries up to {float(constant.max()):.4g}, expected a linear function, which is zero there; of "
+            "A(v) = Mv + c, subtract c from both sides"
+        )
     if settings.method in DIRECT:
         M = rows(lambda v: A(v, *A.tensors), b.new_zeros(*b.shape[:-1], n)).mT
         out = linear(Dense(settings, report, "linear_solve"), b, M, *factorise(M.detach(), settings.method))

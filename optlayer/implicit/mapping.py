@@ -91,18 +91,24 @@ class Mapping:
         called: Tensor = torch.func.functional_call(self.function, parameters, (z, *args))
         return called
 
-    def check(self, z: Tensor, shape: Sequence[int]) -> None:
+    def check(self, z: Tensor, shape: Sequence[int]) -> Tensor:
         """Evaluate once on constants, and refuse what could only give wrong derivatives later.
 
+        Returns: the value.
         Raises:
             ProblemError: the value is no tensor of the dtype and device of z and of this shape, or it depends on a
-                tensor that is differentiated or mapped but is not an argument; or z is changed in place.
+                tensor that is differentiated or mapped but is not an argument; z or a tensor of theta is changed in
+                place, or such a tensor is on the device meta.
         """
-        point = bare(z).clone()
-        fresh = None if point.is_inference() else point._version  # 1 already, if z was made in inference mode
-        value = self(point, *map(bare, self.tensors))
-        if fresh is not None and point._version != fresh:
-            raise ProblemError(f"{self.name} changes its argument in place, expected a function that leaves it alone")
+        point, tensors = bare(z).clone(), list(map(bare, self.tensors))
+        for t in tensors:
+            check_values("a tensor among theta", t)
+        fresh = [_version(t) for t in (point, *tensors)]  # 1 already, if it was made in inference mode
+        value = self(point, *tensors)
+        for i, (t, version) in enumerate(zip((point, *tensors), fresh, strict=True)):
+            if _version(t) != version:
+                what = f"a tensor of shape {tuple(t.shape)} among theta" if i else "its argument"
+                raise ProblemError(f"{self.name} changes {what} in place, expected a function that leaves it alone")
         if not isinstance(value, Tensor):
             raise ProblemError(f"{self.name} returns {type(value).__qualname__}, expected one tensor")
         if watched(value):
@@ -119,6 +125,12 @@ class Mapping:
             raise ProblemError(
                 f"{self.name} returns {value.dtype} on {value.device}, expected {z.dtype} on {z.device} as in z"
             )
+        return bare(value)
+
+
+def _version(t: Tensor) -> int | None:
+    """How often a tensor has been changed in place; of those made in inference mode nobody counts."""
+    return None if t.is_inference() else t._version
 
 
 def _ordinary(t: Tensor) -> Tensor:
@@ -176,16 +188,27 @@ def check_point(name: str, z: Any, batch_dims: Any) -> None:
     """Refuse what cannot be a point.
 
     Raises:
-        ProblemError: it is no float64 or float32 tensor, or has fewer than `batch_dims` dimensions.
+        ProblemError: it is no float64 or float32 tensor, holds no values, or has fewer than `batch_dims` dimensions.
     """
     if not isinstance(z, Tensor):
         raise ProblemError(f"{name} is {type(z).__qualname__}, expected a torch.Tensor")
     if z.dtype not in DTYPES:
         raise ProblemError(f"{name} is {z.dtype}, expected torch.float64 or torch.float32")
+    check_values(name, z)
     if not isinstance(batch_dims, int) or isinstance(batch_dims, bool) or not 0 <= batch_dims <= z.dim():
         raise ProblemError(
             f"batch_dims is {batch_dims!r}, expected an integer between 0 and {z.dim()}, the dimensions of {name}"
         )
+
+
+def check_values(name: str, t: Tensor) -> None:
+    """Refuse a tensor on the device meta: how often a solver iterates depends on values.
+
+    Raises:
+        ProblemError: it is such a tensor.
+    """
+    if t.device.type == "meta":
+        raise ProblemError(f"{name} is on the device meta, where tensors hold no values; expected one that holds some")
 
 
 def vector(z: Tensor, batch: torch.Size, event: torch.Size) -> Tensor:

@@ -141,7 +141,7 @@ class ImplicitSolution:
             >>> solution.status_names()
             ['SOLVED', 'INSUFFICIENT_PROGRESS']
         """
-        return names(self.status.tolist())
+        return names(self.status)
 
     def __repr__(self) -> str:
         return (

@@ -301,6 +301,30 @@ def test_what_was_made_in_inference_mode_is_welcome(solve):
     b = ones(2).requires_grad_()
     (found,) = grad(solve(f, start, scale, b).value.sum(), b)
     assert found.tolist() == pytest.approx([0.5, 0.5])
+    (closed,) = grad(solve(lambda z, b: f(z, scale, b), start, b).value.sum(), b)
+    assert closed.tolist() == pytest.approx([0.5, 0.5])
+
+
+@pytest.mark.parametrize("method", ["auto", "lu"])
+def test_a_function_that_is_affine_is_no_linear_one(method):
+    with pytest.raises(ProblemError, match=r"A\(0\) has entries up to 3, expected a linear function"):
+        linear_solve(lambda v: 2 * v + torch.tensor([1.0, -3.0], dtype=torch.float64), ones(2), method=method)
+
+
+@pytest.mark.parametrize("solve", [root, fixed_point])
+def test_a_function_that_changes_theta_is_refused(solve):
+    class Trains(torch.nn.Linear):
+        def forward(self, z):
+            self.bias.mul_(0.5)
+            return super().forward(z)
+
+    def changes(z, t):
+        return z / 2 - t.add_(1)
+
+    with pytest.raises(ProblemError, match=r"changes a tensor of shape \(2,\) among theta in place"):
+        solve(changes, ones(2), ones(2))
+    with pytest.raises(ProblemError, match=r"changes a tensor of shape \(2,\) among theta in place"):
+        solve(Trains(2, 2, dtype=torch.float64), ones(2))
 
 
 @pytest.mark.parametrize(
@@ -320,6 +344,9 @@ def test_what_was_made_in_inference_mode_is_welcome(solve):
         ),
         (lambda: argmin(lambda z: z, ones(2, 3), batch_dims=1), r"f returns shape \(2, 3\), expected \(2,\)"),
         (lambda: fixed_point(lambda z: z[:1], ones(2)), r"f returns shape \(1,\), expected \(2,\)"),
+        (lambda: root(F, ones(2).to("meta"), ones(2)), "z0 is on the device meta, where tensors hold no values"),
+        (lambda: implicit(F, ones(2), ones(2).to("meta")), "a tensor among theta is on the device meta"),
+        (lambda: linear_solve(ones(2, 2).to("meta"), ones(2).to("meta")), "b is on the device meta"),
         (lambda: linear_solve(ones(2, 2), 3.0), "b is float, expected a tensor"),
         (lambda: linear_solve(ones(2, 2), ones(3)), r"A has shape \(2, 2\), expected \(\*batch, 3, n\)"),
         (lambda: linear_solve(ones(2, 2), ones(2, dtype=torch.float32)), "A is torch.float64 on cpu, expected"),
