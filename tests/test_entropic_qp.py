@@ -722,7 +722,7 @@ def test_an_infeasible_problem_says_so_and_proves_it(name: str, curvature: str, 
 
 
 def test_crossed_bounds_are_infeasible() -> None:
-    for bounds in ({"lb": 0.5, "ub": 0.2}, {"ub": -0.1}):
+    for bounds in ({"lb": 0.5, "ub": torch.full((3,), 0.2, dtype=F64)}, {"ub": -0.1}):
         solution = solve_qp(None, normal(3), **bounds, entropy=1.0)
         assert solution.status == Status.PRIMAL_INFEASIBLE
         assert_certified(solution)
