@@ -399,12 +399,18 @@ def _report(status: Tensor, batch: torch.Size, arguments: Sequence[Tensor | None
                 bad = ~values.isfinite() if allowed is None else ~(values.isfinite() | (values == allowed))
                 guilty += [name] if bad.any() else []
         cause = f" in {', '.join(guilty)}"
-    lb, ub = arguments[6:8]
-    if verdict == Status.PRIMAL_INFEASIBLE and lb is not None and ub is not None:
-        gap = (lb - ub).expand(*batch, lb.shape[-1])[element]
-        i = int(gap.argmax())
-        cause = f", as lb exceeds ub by {float(gap[i]):.4g} for variable {i}" if gap[i] > 0 else ""
+    elif verdict == Status.PRIMAL_INFEASIBLE:
+        cause = crossing(arguments[6], arguments[7], batch, element)
     return f"{where}: {verdict.name}{cause}{more}. {verdict.diagnosis} {verdict.advice}"
+
+
+def crossing(lb: Tensor | None, ub: Tensor | None, batch: torch.Size, element: tuple[int, ...]) -> str:
+    """Which bounds of an element leave no x between them, in words; empty where all do."""
+    if lb is None or ub is None:
+        return ""
+    gap = (lb - ub).expand(*batch, lb.shape[-1])[element]
+    i = int(gap.argmax())
+    return f", as lb exceeds ub by {float(gap[i]):.4g} for variable {i}" if gap[i] > 0 else ""
 
 
 ops.implement("qp", _qp)
