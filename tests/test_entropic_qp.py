@@ -746,7 +746,10 @@ def test_failures_are_raised_with_the_name_of_the_argument() -> None:
     with pytest.raises(SolverError, match=r"element 1: INVALID_DATA in entropy \(1 of 2 failed\)"):
         solve_qp(None, normal(2, 3), **simplex(3), entropy=tau, on_failure="raise")
     with pytest.warns(RuntimeWarning, match="the problem: PRIMAL_INFEASIBLE"):
-        solve_qp(None, normal(3), **simplex(3), ub=0.1, entropy=1.0, on_failure="warn")
+        assert solve_qp(None, normal(3), **simplex(3), ub=0.1, entropy=1.0, on_failure="warn").x.isnan().all()
+    lb, ub = torch.tensor([0.0, 0.75, 0.0], dtype=F64), torch.tensor(0.5, dtype=F64)
+    with pytest.raises(SolverError, match=r"PRIMAL_INFEASIBLE, as lb exceeds ub by 0\.25 for variable 1"):
+        solve_qp(None, normal(3), lb=lb, ub=ub, entropy=1.0, on_failure="raise")
     best = solve_qp(None, normal(3), **simplex(3), ub=0.1, entropy=1.0, on_failure="ignore")
     assert best.x.isfinite().all()
 

@@ -35,7 +35,7 @@ def takes(backend: str, P: Tensor | None, like: Tensor, rows: int) -> bool:
 
 
 def qp(*arguments: Any) -> tuple[Any, ...]:
-    """``optlayer::entropic_qp`` for ``on_failure`` "nan" or "ignore", without its factor.
+    """``optlayer::entropic_qp`` without its factor, but nobody is told of failures.
 
     Args: the nine tensors, eps_abs, eps_rel, max_iter, and whether failures are to be NaN.
     Returns: the outputs up to the state, and the number of elements with the status UNSOLVED, whose other outputs hold

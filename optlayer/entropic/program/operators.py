@@ -36,7 +36,8 @@ from ... import ops
 from ...errors import SolverError, warn
 from ...kkt.algebra import NONZERO, dot, mv, take, tmv
 from ...residuals import residuals
-from ...solvers.choose import CHUNK, PROOF, opaque, solve_rest, unsolved
+from ...settings import FILLED
+from ...solvers.choose import CHUNK, PROOF, crossing, opaque, solve_rest, unsolved
 from ...status import Status
 from . import closing, interior_point, native, system
 from .kkt import KKT
@@ -95,7 +96,7 @@ class Solved(NamedTuple):
 def _qp_kernel(*arguments: Any) -> tuple[Tensor, ...]:
     tensors, on_failure = arguments[:9], arguments[13]
     if _compiled(*arguments):
-        *parts, left = native.qp(*arguments[:12], on_failure == "nan")
+        *parts, left = native.qp(*arguments[:12], on_failure in FILLED)
         out = (*parts, parts[-1].new_empty(*parts[-1].shape[:-1], 0))
         if left > 0 or (left < 0 and unsolved(out[6])):
             solve_rest(out, out[6], tensors, QP_CORES, lambda *part: _reference_qp(*part, *arguments[9:14], False))
@@ -165,7 +166,7 @@ def _reference_qp(
     if G is not None and h is not None:
         s = h.double().expand(*batch, m) - (G.double() @ x.reshape(*batch, n, 1)).squeeze(-1)
         s = s.reshape(B, m)
-    if on_failure == "nan":
+    if on_failure in FILLED:
         x, v, z_box, log_x, s = (t.masked_fill(failed.unsqueeze(-1), torch.nan) for t in (x, v, z_box, log_x, s))
 
     def shaped(t: Tensor, dtype: torch.dtype = q.dtype) -> Tensor:
@@ -361,6 +362,8 @@ def _report(status: Tensor, arguments: Sequence[Tensor | None]) -> str:
                 bad = bad | (values <= 0) if name == "entropy" else bad
                 guilty += [name] if bool(bad.any()) else []
         cause = f" in {', '.join(guilty)}"
+    elif verdict == Status.PRIMAL_INFEASIBLE:
+        cause = crossing(arguments[6], arguments[7], status.shape, element)
     return f"{where}: {verdict.name}{cause}{more}. {verdict.diagnosis} {verdict.advice}"
 
 
