@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Entropic programs of every kind of constraint, feasible by construction, at any scale of the costs."""
+"""Entropic programs of every kind of constraint, feasible by construction, at any scale of the costs; and their
+optimality conditions."""
 
 from __future__ import annotations
 
@@ -7,6 +8,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+
+from optlayer import Solution
 
 F64 = torch.float64
 KINDS = ("softmax", "cap", "tight cap", "cap alone", "group", "rows", "moment", "moment and rows", "transport", "floor")
@@ -64,3 +67,72 @@ def entropic(
         L = normal(batch, n, n)
         given["P"] = scale * L @ L.mT / n
     return given
+
+
+def normal(*shape: int, scale: float = 1.0, seed: int = 0) -> Tensor:
+    return scale * torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=F64)
+
+
+def simplex(n: int, k: float = 1.0) -> dict[str, Tensor]:
+    return {"A": torch.ones(1, n, dtype=F64), "b": torch.full((1,), k, dtype=F64)}
+
+
+def assert_close(found: Tensor, expected: Tensor, atol: float = 1e-13, rtol: float = 1e-13) -> None:
+    torch.testing.assert_close(found, expected, atol=atol, rtol=rtol)
+
+
+def symmetric_product(P: Tensor | None, x: Tensor) -> Tensor:
+    if P is None:
+        return torch.zeros_like(x)
+    return P.squeeze(-2) * x if P.shape[-2] == 1 else (P @ x.unsqueeze(-1)).squeeze(-1)
+
+
+def largest(v: Tensor) -> float:
+    return float(v.abs().max()) if v.numel() else 0.0
+
+
+def assert_kkt(solution: Solution, given: dict[str, Any]) -> None:
+    """The optimality conditions, written out once more, to the rounding of the forces that balance.
+
+    The bar 1e-12 is 5000 roundings; forces are as large as the costs, x is at most about 1.
+    """
+    x, y, z, z_box = (t.detach() for t in (solution.x, solution.y, solution.z, solution.z_box))
+    log_x = solution.log_x.detach()
+    force = symmetric_product(given["P"], x) + given["q"] + z_box
+    size = 1 + largest(given["q"]) + largest(z_box) + largest(force)
+    if "A" in given:
+        force = force + y @ given["A"] if given["A"].dim() == 2 else force + (y.unsqueeze(-2) @ given["A"]).squeeze(-2)
+        assert largest((given["A"] @ x.unsqueeze(-1)).squeeze(-1) - given["b"]) <= 1e-12
+        size += largest(y)
+    if "G" in given:
+        G, h = given["G"], given["h"]
+        force = force + (z @ G if G.dim() == 2 else (z.unsqueeze(-2) @ G).squeeze(-2))
+        slack = h - (G @ x.unsqueeze(-1)).squeeze(-1)
+        assert_close(solution.s, slack)
+        assert (slack >= -1e-12).all() and (z >= 0).all() and largest(z * slack) <= 1e-12 * size
+        size += largest(z)
+    assert largest(force + given["entropy"] * (log_x + 1)) <= 1e-12 * size
+    assert largest(x - log_x.exp()) <= 1e-12
+    upper, lower = z_box.clamp(min=0), -z_box.clamp(max=0)
+    if "ub" in given:
+        assert (x <= given["ub"] + 1e-12).all()
+        assert largest(upper * (given["ub"] - x)) <= 1e-12 * size
+    else:
+        assert not upper.any()
+    if "lb" in given:
+        assert (x >= given["lb"] - 1e-12).all()
+        assert largest(lower * (x - given["lb"])) <= 1e-12 * size
+    else:
+        assert not lower.any()
+
+
+def sorted_softmax(theta: Tensor, upper: Tensor) -> Tensor:
+    """Softmax with caps by definition: the k largest theta - log u are at their caps, for the right k."""
+    order = (theta - upper.log()).argsort(descending=True)
+    t, u = theta[order], upper[order]
+    for k in range(len(t)):
+        room = 1 - u[:k].sum()
+        rest = room * torch.softmax(t[k:], -1)
+        if (rest <= u[k:]).all():
+            return torch.cat([u[:k], rest])[order.argsort()]
+    raise AssertionError("the caps sum to less than one")
