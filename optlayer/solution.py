@@ -2,7 +2,7 @@
 """The solution of a batch of quadratic programs: a record that can judge and differentiate itself."""
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -64,7 +64,8 @@ class Solution:
 
     The first five attributes are differentiable with respect to every tensor of the problem.  Elements that failed hold
     NaN there unless ``on_failure="ignore"``.  The record is immutable, a pytree, and may be made inside
-    ``torch.compile`` and ``torch.func.vmap``.
+    ``torch.compile`` and ``torch.func.vmap``.  ``solution[i]``, ``solution[:10]`` and ``solution[mask]`` are solutions
+    too, those of some elements of the batch.
 
     Attributes:
         x: (*batch, n), the minimiser.
@@ -222,6 +223,62 @@ class Solution:
         unit = torch.eye(size, dtype=value.dtype, device=value.device)
         unit = unit.reshape(size, *(1,) * rank, size).expand(size, *value.shape)
         return self.rule.adjoint(self, output, unit, parameter).movedim(0, rank)
+
+    def __getitem__(self, index: Any) -> "Solution":
+        """The solutions of some elements, all that belongs to them with it: their data, certificates, factors.
+
+        Args:
+            index: what a tensor of shape (*batch) may be indexed with: a number, a slice, a mask, a list or tensor of
+                numbers, ``None`` or ``...``, or a tuple of these for several dimensions.
+
+        Returns:
+            A :class:`Solution`, as differentiable as this one.  Numbers and slices copy nothing; data that the batch
+            shares without a batch dimension are not copied at all.
+
+        Raises:
+            ProblemError: there are no batch dimensions.
+            IndexError: a number out of range, more indices than batch dimensions, or nothing that a tensor takes.
+
+        Example:
+            >>> import torch
+            >>> from optlayer import solve_qp
+            >>> ub = torch.tensor([[1.0], [2.0], [-1.0]], dtype=torch.float64)
+            >>> solution = solve_qp(None, -torch.ones(1, dtype=torch.float64), lb=0.0, ub=ub)
+            >>> solution[1].x.tolist(), solution[1].jacobian("x", "ub").tolist()
+            ([2.0], [[1.0]])
+            >>> solution[solution.solved]
+            Solution(2 of 2 solved, batch=(2,), n=1, m=0, p=0, dtype=torch.float64, device=cpu)
+        """
+        batch = self.status.shape
+        if not batch:
+            raise ProblemError("the solution has no batch dimensions, expected at least one to index")
+        index = index if isinstance(index, tuple) else (index,)
+        try:
+            self.status[index]  # an error where the index would reach beyond the batch dimensions
+        except (IndexError, TypeError) as error:
+            raise IndexError(f"no such elements of the batch {tuple(batch)}: {error}") from None
+        spread = any(i is Ellipsis for i in index)
+
+        def taken(t: Tensor, core: int) -> Tensor:
+            return t[(*index, *(slice(None),) * core)] if spread else t[index]
+
+        def part(value: Any) -> Any:
+            return taken(value, value.ndim - len(batch))
+
+        def given(name: str, core: int) -> Any:
+            t = getattr(self.problem, name)
+            if t is None or t.ndim == core:
+                return t
+            return taken(t.expand(*batch, *t.shape[t.ndim - core :]), core)
+
+        parts = {name: part(getattr(self, name)) for name in PARTS if name not in ("problem", "factorisation")}
+        return replace(
+            self,
+            **parts,
+            problem=Problem(**{name: given(name, core) for name, core in CORES.items()}),
+            factorisation=Factorisation(*map(part, self.factorisation)),
+            log_x=None if self.log_x is None else part(self.log_x),
+        )
 
     def __repr__(self) -> str:
         sizes = f"batch={tuple(self.status.shape)}, n={self.problem.n}, m={self.problem.m}, p={self.problem.p}"

@@ -14,7 +14,7 @@ from torch.utils import _pytree as pytree
 
 from optlayer import Point, ProblemError, Solution, solve_qp
 from optlayer.problem import CORES, NAMES, Problem
-from optlayer.testing import random_qp
+from optlayer.testing import assert_certified, random_qp
 
 F64 = torch.float64
 OUTPUTS = ("x", "y", "z", "z_box", "s")
@@ -251,6 +251,100 @@ def test_minus_the_jacobian_with_respect_to_q_is_the_inverse_of_kkt(solution: So
     unit = torch.eye(6, dtype=F64).reshape(6, 1, 1, 6)
     u = solution.kkt.solve(r_x=unit)
     torch.testing.assert_close(solution.jacobian("x", "q"), -u.x.movedim(0, -1), rtol=1e-12, atol=1e-12)
+
+
+# ---- elements of the batch -------------------------------------------------------------------------------------------
+
+INDICES = [
+    1,
+    -1,
+    slice(1),
+    (slice(None), 2),
+    (1, 0),
+    (..., 0),
+    (0, ...),
+    [1, 0, 1],
+    (None, 1),
+    torch.tensor([1, 1]),
+    torch.tensor([True, False]),
+    torch.tensor([[True, False, True], [False, False, True]]),
+]
+WITH_AN_ENTROPY = {"A": torch.ones(1, 6, dtype=F64), "b": torch.ones(1, dtype=F64), "ub": 0.4, "entropy": 0.5}
+
+
+def taken(t: Tensor, index: Any, batch: int = 2) -> Tensor:
+    """The same elements of a tensor of shape (*batch, ...)."""
+    return torch.stack([row[index] for row in t.flatten(batch).unbind(-1)], -1).unflatten(-1, t.shape[batch:])
+
+
+@pytest.mark.parametrize("entropic", [False, True], ids=["", "entropic"])
+def test_elements_have_all_that_belongs_to_them(problem: Problem, engine: str, entropic: bool) -> None:
+    """Values to the bit; what is computed from them by rounding, for products of other batches round differently."""
+    whole = solve_qp(None, problem.q, **WITH_AN_ENTROPY) if entropic else solve_qp(*problem.tensors)
+    r = torch.linspace(-1, 1, 6, dtype=F64)
+    products, jacobians = whole.kkt.solve(r_x=r).x, {name: whole.jacobian("x", name) for name in ("q", "A")}
+    for index in INDICES:
+        some = whole[index]
+        for name in (*OUTPUTS, "ray", *(["log_x"] if entropic else [])):
+            if getattr(whole, name).shape[-1]:
+                assert torch.equal(getattr(some, name), taken(getattr(whole, name), index)), (name, index)
+        for name in ("status", "iterations", "weakly_active"):
+            assert torch.equal(getattr(some, name), getattr(whole, name)[index])
+        assert some.problem.batch == some.status.shape
+        shared = "A" if entropic else "G"
+        assert getattr(some.problem, shared) is getattr(whole.problem, shared)
+        assert some.is_optimal().all()
+        pairs = [(some.objective, whole.objective[index]), (some.kkt.solve(r_x=r).x, taken(products, index))]
+        pairs += [(some.jacobian("x", name), taken(whole_one, index)) for name, whole_one in jacobians.items()]
+        for found, expected in pairs:
+            torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+
+
+def test_elements_pass_their_gradients_on(problem: Problem) -> None:
+    P, q, *rest = (t.clone().requires_grad_() for t in problem.tensors)
+    solution = solve_qp(P, q, *rest)
+    (found,) = torch.autograd.grad(solution[:, 1:].x.sum() + solution[1, 2].z.sum(), q, retain_graph=True)
+    (expected,) = torch.autograd.grad(solution.x[:, 1:].sum() + solution.z[1, 2].sum(), q, retain_graph=True)
+    assert torch.equal(found, expected)
+    (through_data,) = torch.autograd.grad(solution[0].objective.sum(), q)
+    assert through_data[0].any() and not through_data[1].any()
+
+
+def test_elements_of_every_leading_shape_are_reached(problem: Problem) -> None:
+    """Data that broadcast within the batch are those of each element; a loop goes over the first dimension."""
+    P, q, *rest = problem.tensors
+    whole = solve_qp(P[:1, :1], q, *rest)
+    assert whole[1, 2].is_optimal() and whole[1, 2].problem.P.shape == (6, 6)
+    assert [torch.equal(one.x, x) for one, x in zip(whole, whole.x, strict=True)] == [True, True]
+    warm = solve_qp(*whole[0].problem.tensors, warm_start=whole[0])
+    torch.testing.assert_close(warm.x, whole.x[0], rtol=0, atol=1e-9)
+    assert whole[:0].x.shape == (0, 3, 6)
+
+
+def test_certificates_are_those_of_the_elements() -> None:
+    floor = torch.tensor([[0.0], [2.0]], dtype=F64)
+    solution = solve_qp(None, torch.ones(2, 1, dtype=F64), lb=floor, G=torch.ones(1, 1, dtype=F64), h=floor[0] + 1)
+    assert solution.status_names() == ["SOLVED", "PRIMAL_INFEASIBLE"]
+    assert_certified(solution[1])
+    assert len(solution[solution.solved].x) == 1 and solution[~solution.solved].x.isnan().all()
+
+
+@pytest.mark.parametrize(
+    ("index", "message"),
+    [
+        (2, r"no such elements of the batch \(2, 3\): index 2 is out of bounds"),
+        ((0, 0, 0), r"no such elements of the batch \(2, 3\): too many indices"),
+        ("x", r"no such elements of the batch \(2, 3\)"),
+    ],
+)
+def test_an_index_beyond_the_batch_is_refused(solution: Solution, index: Any, message: str) -> None:
+    with pytest.raises(IndexError, match=message):
+        solution[index]
+
+
+def test_one_solution_alone_cannot_be_indexed(solution: Solution) -> None:
+    with pytest.raises(ProblemError, match="no batch dimensions, expected at least one to index"):
+        solution[0, 0][0]
 
 
 # ---- travel ----------------------------------------------------------------------------------------------------------
