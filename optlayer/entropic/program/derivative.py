@@ -45,10 +45,12 @@ from ...derivative.tracing import (
     save,
 )
 from ...derivative.variation import add, matvec, pull, push, summed
+from ...problem import CORES
 from ...residuals import curvature
 from . import operators
+from .standard import QP_CORES
 
-PARAMETERS = ("P", "q", "G", "h", "A", "b", "lb", "ub", "entropy")
+PARAMETERS = tuple(CORES)
 
 
 class Options(NamedTuple):
@@ -251,7 +253,7 @@ class Program(Function):
 
     @staticmethod
     def vmap(info: Any, in_dims: Any, *args: Any) -> Any:
-        return ops.map_batch(Program.apply, operators.QP_CORES, in_dims, args)
+        return ops.map_batch(Program.apply, QP_CORES, in_dims, args)
 
 
 def _slope(log_x: Tensor, failed: Tensor) -> Tensor:

@@ -15,8 +15,8 @@ from torch import Tensor
 from ... import ops
 from ...solvers import native
 from ...solvers.choose import compiled
+from .standard import QP_CORES
 
-CORES = (2, 1, 2, 1, 2, 1, 1, 1, 1)
 # Measured with AVX2 on one thread: at these sizes one problem takes 0.4 to 0.6 of the time of the engine in torch, a
 # batch of 8 a quarter; at four times the entries, and at n = 400 with a full P, one problem takes as long or longer.
 LARGEST = 2**16  # entries of the rows A and G, n k
@@ -55,7 +55,7 @@ def kkt_solve(*arguments: Any) -> tuple[Tensor, ...]:
 
 def _qp_fake(*arguments: Any) -> tuple[Any, ...]:
     q, h, b = arguments[1], arguments[3], arguments[5]
-    batch = ops.batch_shape(arguments[:9], CORES)
+    batch = ops.batch_shape(arguments[:9], QP_CORES)
     n, m, p = q.shape[-1], 0 if h is None else h.shape[-1], 0 if b is None else b.shape[-1]
     sizes = (n, p, m, n, m, n), (n, p, m, n)
     vectors, rays = ([q.new_empty(*batch, size) for size in part] for part in sizes)

@@ -20,10 +20,12 @@ import torch
 from torch import Tensor
 
 from ...kkt.algebra import NONZERO, dot, highest, mv, norm, tmv
-from ...problem import HUGE
+from ...problem import CORES, HUGE
 from ...solvers.standard import CONVEXITY, convex
 from ...status import Status
 from .kkt import shift
+
+QP_CORES = tuple(CORES.values())  # number of dimensions of each tensor of a program that are not batch
 
 
 class Data(NamedTuple):
