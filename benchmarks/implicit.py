@@ -215,8 +215,8 @@ def ours(w: Workload, method: str) -> Calls:
     if w.name == "fixed point":
         return of_torch(w, lambda W, x: fixed_point(cell, start, W, x, **stop).value)
     if w.name == "normal cg":
-        return of_torch(w, lambda A, b: linear_solve(A, b, method="normal_cg", eps=EPS_LINEAR).value)
-    linsolve = LinearSettings("auto" if method == "newton" else "cg", eps=EPS_LINEAR)
+        return of_torch(w, lambda A, b: linear_solve(A, b, method="normal_cg", eps_rel=EPS_LINEAR).value)
+    linsolve = LinearSettings("auto" if method == "newton" else "cg", eps_rel=EPS_LINEAR)
     return of_torch(w, lambda X, y, lam: argmin(loss, start, X, y, lam, linsolve=linsolve, **stop).value)
 
 

@@ -214,10 +214,10 @@ def _complementarity(solution: Solution) -> dict[str, Tensor]:
     return products
 
 
-def assert_certified(solution: Solution, eps: float = 1e-6) -> None:
+def assert_certified(solution: Solution, tol: float = 1e-6) -> None:
     """Assert that the certificate of every infeasible or unbounded element proves its status.
 
-    Each condition may be violated by ``eps``, times the largest entry of the certificate where that is more than one.
+    Each condition may be violated by ``tol``, times the largest entry of the certificate where that is more than one.
     Elements of other statuses are passed over; bounds that cross prove themselves.
 
     Raises:
@@ -234,7 +234,7 @@ def assert_certified(solution: Solution, eps: float = 1e-6) -> None:
             _at_most(
                 f"certificate of {status.name}, {name}",
                 torch.where(solution.status == status, violation, 0.0),
-                eps * size,
+                tol * size,
             )
 
 

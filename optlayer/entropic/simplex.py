@@ -89,7 +89,8 @@ def solve_softmax(
         upper: (*batch, n), >= 0; a number, a tensor or ``None``.  +inf is no cap.
         eps: the accuracy at which the interior point method hands over to the closing Newton steps, which go on to the
             limits of rounding; also how small the multiplier of an active cap must be, relative to the temperature, to
-            count as zero.  ``None``: 1e-9 for float64, 1e-5 for float32.
+            count as zero.  It is no bar for the residuals, as ``eps_abs`` and ``eps_rel`` of
+            :func:`optlayer.solve_qp` are.  ``None``: 1e-9 for float64, 1e-5 for float32.
         max_iter: limit on the interior point iterations of each element.  An element whose iterations were cut off is
             solved nevertheless where the closing Newton steps get there.
         on_failure: what to do about elements that are not solved: "nan", "raise", "warn" or "ignore", as in

@@ -14,10 +14,11 @@ _LIMIT = "The iteration limit was reached."
 _LESS = "ask for less accuracy with eps_abs and eps_rel"
 
 LINEAR: dict[Status, Words] = {
-    Status.MAX_ITERATIONS: (_LIMIT, "Raise max_iter or eps, or take a method that factorises the matrix."),
+    Status.MAX_ITERATIONS: (_LIMIT, "Raise max_iter or eps_rel, or take a method that factorises the matrix."),
     Status.INSUFFICIENT_PROGRESS: (
-        "The iteration stagnated, or broke down, before the residual was as small as eps asks.",
-        'Take another method, "lu" or "gmres" for a regular matrix, "svd" or "lsmr" for a singular one, or raise eps.',
+        "The iteration stagnated, or broke down, before the residual was as small as eps_rel asks.",
+        "Raise eps_rel, or take another method: "
+        '"lu" or "gmres" for a regular matrix, "svd" or "lsmr" for a singular one.',
     ),
     Status.NUMERICAL_ERROR: (
         "The matrix is singular but for rounding, not positive definite where the method asks for that, or not finite.",

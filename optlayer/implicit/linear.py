@@ -24,7 +24,7 @@ def linear_solve(
     *theta: Any,
     method: str = "auto",
     n: int | None = None,
-    eps: float | None = None,
+    eps_rel: float | None = None,
     max_iter: int | None = None,
     on_failure: str = "nan",
 ) -> ImplicitSolution:
@@ -44,7 +44,7 @@ def linear_solve(
         method: how, see :class:`LinearSettings`.  ``"auto"`` is ``"lu"`` for square and ``"svd"`` for other matrices;
             ``"gmres"`` for a function if m = n, else ``"lsmr"``.  ``"cholesky"`` and ``"cg"`` take A for symmetric.
         n: the number of columns, where A is a function and they are not m.
-        eps, max_iter, on_failure: see :class:`LinearSettings`.
+        eps_rel, max_iter, on_failure: see :class:`LinearSettings`.
 
     Returns:
         An :class:`ImplicitSolution`: value (*batch, n), status, iterations, residual |b - Ax| / |b|, and the report of
@@ -68,7 +68,7 @@ def linear_solve(
         >>> A.grad.tolist()
         [[-0.375, -0.75], [-0.25, -0.5]]
     """
-    settings = LinearSettings(method, eps, max_iter, on_failure)
+    settings = LinearSettings(method, eps_rel, max_iter, on_failure)
     if not isinstance(b, Tensor) or b.dtype not in DTYPES or b.dim() == 0:
         found = f"{b.dtype} of shape {tuple(b.shape)}" if isinstance(b, Tensor) else type(b).__qualname__
         raise ProblemError(f"b is {found}, expected a tensor (*batch, m) of torch.float64 or torch.float32")

@@ -101,7 +101,7 @@ def _step(
             step = torch.where(ok, step, _damped(J, r))
         return step, size((J.abs() @ z.abs().unsqueeze(-1)).squeeze(-1))
     product = adjoint_product(equation.F, z, tensors)
-    inexact = replace(settings, eps=FORCING)
+    inexact = replace(settings, eps_rel=FORCING)
     system = MatrixFree(product, z.shape[-1], inexact, Report(), "a Newton step", True)
     return system.solve(-r)[0], size(transpose(product, z)(z))
 

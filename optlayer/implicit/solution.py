@@ -35,9 +35,9 @@ class LinearSettings:
               rank): the matrix is formed and factorised;
             - ``"gmres"``, ``"bicgstab"``, ``"cg"`` (symmetric positive definite): products with the matrix alone;
             - ``"lsmr"``, ``"normal_cg"``: products with it and its transpose, least squares of least norm.
-        eps: an iterative solve stops when |b - Ax| <= eps |b| (``"lsmr"`` and ``"normal_cg"``: also when
-            |A'(b - Ax)| <= eps |A| |b - Ax|), and has converged if the residual, computed anew from the result, is at
-            most ten times that; ``None``: 1e-9 for float64, 1e-5 for float32.
+        eps_rel: an iterative solve stops when |b - Ax| <= eps_rel |b| (``"lsmr"`` and ``"normal_cg"``: also when
+            |A'(b - Ax)| <= eps_rel |A| |b - Ax|), and has converged if the residual, computed anew from the result, is
+            at most ten times that; ``None``: 1e-9 for float64, 1e-5 for float32.
         max_iter: limit on the iterations of an iterative solve; ``None``: 10 n, at least 100.
         on_failure: what to do about elements that are not solved: ``"nan"`` (fill them with NaN), ``"raise"``,
             ``"warn"`` (NaN, and a warning) or ``"ignore"`` (return the best iterate).
@@ -47,27 +47,27 @@ class LinearSettings:
 
     Example:
         >>> from optlayer.implicit import LinearSettings
-        >>> LinearSettings(method="gmres", eps=1e-12).max_iter is None
+        >>> LinearSettings(method="gmres", eps_rel=1e-12).max_iter is None
         True
     """
 
     method: str = "auto"
-    eps: float | None = None
+    eps_rel: float | None = None
     max_iter: int | None = None
     on_failure: str = "nan"
 
     def __post_init__(self) -> None:
         if self.method not in METHODS:
             raise SettingsError(f"method is {self.method!r}, expected one of {', '.join(map(repr, METHODS))}")
-        if self.eps is not None:
-            check_eps("eps", self.eps)
+        if self.eps_rel is not None:
+            check_eps("eps_rel", self.eps_rel)
         if self.max_iter is not None:
             check_max_iter(self.max_iter)
         check_on_failure(self.on_failure)
 
     def accuracy(self, dtype: torch.dtype) -> float:
-        """eps, or what ``None`` stands for."""
-        return DEFAULT_EPS[dtype] if self.eps is None else self.eps
+        """eps_rel, or what ``None`` stands for."""
+        return DEFAULT_EPS[dtype] if self.eps_rel is None else self.eps_rel
 
     def limit(self, n: int) -> int:
         """max_iter, or what ``None`` stands for with n unknowns."""

@@ -371,7 +371,7 @@ def test_malformed_arguments_are_refused(call, message):
         (lambda: root(F, ones(2), ones(2), eps_abs=-1), "eps_abs is -1, expected"),
         (lambda: root(F, ones(2), ones(2), max_iter=0), "max_iter is 0, expected an integer >= 1"),
         (lambda: root(F, ones(2), ones(2), on_failure="print"), "on_failure is 'print', expected one of"),
-        (lambda: LinearSettings(eps=-1.0), "eps is -1.0, expected None or a finite number >= 0"),
+        (lambda: LinearSettings(eps_rel=-1.0), "eps_rel is -1.0, expected None or a finite number >= 0"),
         (lambda: LinearSettings(max_iter=0), "max_iter is 0, expected an integer >= 1"),
         (lambda: LinearSettings(on_failure="print"), "on_failure is 'print', expected one of"),
     ],

@@ -11,7 +11,7 @@ from optlayer.implicit import LinearSettings, Report, argmin, fixed_point, impli
 
 B, N = 2, 3
 TIGHT = {"eps_abs": 1e-13, "eps_rel": 0.0}  # the derivative's error is that of z, and finite differences multiply it
-GMRES = LinearSettings("gmres", eps=1e-13)
+GMRES = LinearSettings("gmres", eps_rel=1e-13)
 
 pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit.script")
 
@@ -63,12 +63,12 @@ CASES = {
     "kkt": simplex,
     "linear_solve, lu": lambda W, x: linear_solve(W, x).value,
     "linear_solve, cholesky": lambda W, x: linear_solve(matrix(W), x, method="cholesky").value,
-    "linear_solve, cg": lambda W, x: linear_solve(matrix(W), x, method="cg", eps=1e-14).value,
-    "linear_solve, gmres": lambda W, x: linear_solve(W, x, method="gmres", eps=1e-14).value,
-    "linear_solve, bicgstab": lambda W, x: linear_solve(W, x, method="bicgstab", eps=1e-14).value,
-    "linear_solve, lsmr": lambda W, x: linear_solve(W, x, method="lsmr", eps=1e-14).value,
-    "linear_solve, normal_cg": lambda W, x: linear_solve(W, x, method="normal_cg", eps=1e-14).value,
-    "linear_solve, function": lambda W, x: linear_solve(lambda v, W: v @ W.mT, x, W, eps=1e-14).value,
+    "linear_solve, cg": lambda W, x: linear_solve(matrix(W), x, method="cg", eps_rel=1e-14).value,
+    "linear_solve, gmres": lambda W, x: linear_solve(W, x, method="gmres", eps_rel=1e-14).value,
+    "linear_solve, bicgstab": lambda W, x: linear_solve(W, x, method="bicgstab", eps_rel=1e-14).value,
+    "linear_solve, lsmr": lambda W, x: linear_solve(W, x, method="lsmr", eps_rel=1e-14).value,
+    "linear_solve, normal_cg": lambda W, x: linear_solve(W, x, method="normal_cg", eps_rel=1e-14).value,
+    "linear_solve, function": lambda W, x: linear_solve(lambda v, W: v @ W.mT, x, W, eps_rel=1e-14).value,
 }
 EASY = ("implicit", "implicit, gmres", "root, newton", "argmin, newton", "linear_solve, lu", "linear_solve, function")
 

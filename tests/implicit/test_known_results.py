@@ -105,7 +105,7 @@ def test_a_tangent_by_gmres_takes_few_products_and_equals_the_dense_one():
     z = root(F, torch.zeros_like(x), W, x, linsolve="gmres").value
     direction = torch.randn_like(x)
     report = Report()
-    settings = LinearSettings("gmres", eps=1e-10)
+    settings = LinearSettings("gmres", eps_rel=1e-10)
     _, dz = jvp(lambda x: implicit(F, z, W, x, linsolve=settings, report=report), (x,), (direction,))
     D = 1 - z.square()
     dense = torch.linalg.solve(torch.eye(400, dtype=torch.float64) - D.unsqueeze(-1) * W, D * direction)

@@ -25,11 +25,11 @@ def system(*batch, m=6, n=6, dtype=torch.float64):
 def test_a_batch_equals_the_direct_solve_element_by_element(method):
     A, b = system(3, 2)
     A = A @ A.mT if method in ("cholesky", "cg") else A
-    solution = linear_solve(A, b, method=method, eps=1e-12)
+    solution = linear_solve(A, b, method=method, eps_rel=1e-12)
     assert solution.converged.all() and (solution.residual < 1e-10).all()
     expected = torch.linalg.solve(A, b)
     assert (solution.value - expected).norm() < 1e-9 * expected.norm()
-    alone = linear_solve(A[1, 1], b[1, 1], method=method, eps=1e-12).value
+    alone = linear_solve(A[1, 1], b[1, 1], method=method, eps_rel=1e-12).value
     assert (alone - solution.value[1, 1]).norm() < 1e-13 * alone.norm()
 
 
@@ -47,7 +47,7 @@ def test_single_precision_stays_what_it_is(method):
 @pytest.mark.parametrize(("m", "n"), [(5, 3), (3, 5), (4, 4)])
 def test_least_squares_of_least_norm(method, m, n):
     A, b = system(2, m=m, n=n)
-    value = linear_solve(A, b, method=method, eps=1e-13).value
+    value = linear_solve(A, b, method=method, eps_rel=1e-13).value
     expected = (torch.linalg.pinv(A) @ b.unsqueeze(-1)).squeeze(-1)
     assert (value - expected).norm() < 1e-10 * expected.norm()
 
@@ -56,7 +56,7 @@ def test_least_squares_of_least_norm(method, m, n):
 def test_rank_deficient_matrices_have_a_solution_too(method):
     A = system(m=5, n=2)[0] @ system(m=2, n=4)[0]
     b = torch.randn(5, dtype=torch.float64)
-    solution = linear_solve(A, b, method=method, eps=1e-13)
+    solution = linear_solve(A, b, method=method, eps_rel=1e-13)
     expected = torch.linalg.pinv(A) @ b
     assert solution.converged and (solution.value - expected).norm() < 1e-9 * expected.norm()
 
@@ -68,7 +68,7 @@ def test_the_derivative_of_a_pseudoinverse(method, m, n):
     A, b = (t.requires_grad_() for t in system(m=m, n=n))
 
     def f(A, b):
-        return linear_solve(A, b, method=method, eps=1e-14).value
+        return linear_solve(A, b, method=method, eps_rel=1e-14).value
 
     assert gradcheck(f, (A, b), check_forward_ad=True)
     if method == "svd":
@@ -80,7 +80,7 @@ def test_the_derivative_along_matrices_of_constant_rank(method):
     """A = L R' of rank 2 keeps its rank while L and R move, and so the derivative exists."""
     L, R = (torch.randn(k, 2, dtype=torch.float64, requires_grad=True) for k in (4, 3))
     b = torch.randn(4, dtype=torch.float64)
-    assert gradcheck(lambda L, R: linear_solve(L @ R.mT, b, method=method, eps=1e-14).value, (L, R))
+    assert gradcheck(lambda L, R: linear_solve(L @ R.mT, b, method=method, eps_rel=1e-14).value, (L, R))
 
 
 def test_the_gradients_are_those_of_the_formula():
@@ -111,7 +111,7 @@ def test_one_matrix_serves_many_right_hand_sides_at_once():
 def test_a_function_is_a_matrix(method):
     A, b = system(2)
     A.requires_grad_()
-    x = linear_solve(lambda v, A: (A @ v.unsqueeze(-1)).squeeze(-1), b, A, method=method, eps=1e-13).value
+    x = linear_solve(lambda v, A: (A @ v.unsqueeze(-1)).squeeze(-1), b, A, method=method, eps_rel=1e-13).value
     y = linear_solve(A, b).value
     assert (x - y).abs().max() < 1e-10
     (gx,), (gy,) = torch.autograd.grad(x.sum(), A), torch.autograd.grad(y.sum(), A)
@@ -132,7 +132,7 @@ def test_a_module_is_a_matrix_whose_parameters_learn():
 @pytest.mark.parametrize("size", [1e-250, 1e-13, 1e250])
 def test_tiny_and_huge_right_hand_sides_lose_no_digit(method, size):
     A, b = system()
-    x = linear_solve(A, size * b, method=method, eps=1e-12)
+    x = linear_solve(A, size * b, method=method, eps_rel=1e-12)
     assert x.converged
     expected = torch.linalg.solve(A, b)
     assert (x.value / size - expected).norm() < 1e-9 * expected.norm()
@@ -207,7 +207,7 @@ def test_gmres_restarts():
         torch.linspace(1, 20, n, dtype=torch.float64)
     )
     b = torch.randn(n, dtype=torch.float64)
-    solution = linear_solve(A, b, method="gmres", eps=1e-12)
+    solution = linear_solve(A, b, method="gmres", eps_rel=1e-12)
     assert solution.converged and solution.iterations > 40
     shift = torch.eye(n, dtype=torch.float64).roll(1, 0)
     stalled = linear_solve(shift, torch.eye(n, dtype=torch.float64)[0], method="gmres")
