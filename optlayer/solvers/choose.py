@@ -19,6 +19,7 @@ from .. import ops
 from ..errors import SettingsError, SolverError, warn
 from ..kkt.program import Program
 from ..kkt.system import State, System, grain
+from ..problem import CORES
 from ..settings import FILLED
 from ..status import Status
 from . import native, reference
@@ -57,7 +58,7 @@ def _qp(*arguments: Any) -> tuple[Tensor, ...]:
         return _finished(*native.qp(*arguments), arguments)
     out = _reference_qp(*arguments)
     if on_failure in ("raise", "warn"):
-        _announce(out[5], arguments[:8], on_failure)
+        announce(out[5], arguments[:8], on_failure)
     return out
 
 
@@ -89,7 +90,7 @@ def _finished(out: tuple[Tensor, ...], left: int, arguments: Sequence[Any]) -> t
     if left > 0 or (left < 0 and unsolved(out[5])):
         solve_rest(out, out[5], arguments[:12], ops.QP_CORES, lambda *part: _reference_qp(*part, *arguments[12:]))
     if arguments[17] in ("raise", "warn"):
-        _announce(out[5], arguments[:8], arguments[17])
+        announce(out[5], arguments[:8], arguments[17])
     return out
 
 
@@ -129,10 +130,10 @@ def solve_rest(
         whole.view(status.numel(), *whole.shape[len(batch) :])[which] = piece
 
 
-def _announce(status: Tensor, arguments: Sequence[Tensor | None], on_failure: str) -> None:
-    """Raise or warn if an element is not solved."""
+def announce(status: Tensor, tensors: Sequence[Tensor | None], on_failure: str) -> None:
+    """Raise or warn if an element is not solved; the tensors of the program come in the order of CORES."""
     if (status != Status.SOLVED).any():
-        message = _report(status.reshape(-1), status.shape, arguments)
+        message = _report(status, tensors)
         if on_failure == "raise":
             raise SolverError(message)
         warn(message)
@@ -182,7 +183,7 @@ def _reference_qp(
     proof = max(PROOF[q.dtype], 0.1 * max(eps_abs, eps_rel))
     rules = Rules(eps_abs, eps_rel, max_iter, proof, q.dtype, DELTA[q.dtype])
     pieces = []
-    for part in _parts(B, (n + m + p) ** 2, q.device):
+    for part in parts_of(B, (n + m + p) ** 2, q.device):
 
         def block(t: Tensor | None, *core: int, part: slice = part, fill: float = 0.0) -> Tensor:
             """The elements of this piece, float64, absent blocks filled in."""
@@ -282,7 +283,7 @@ def _reference_kkt_solve(
     r = [columns(t) for t in rhs]
     kept = factor.shape[-1] > 0
     out = []
-    for i in _parts(B, (n + m + p) ** 2, rx.device):
+    for i in parts_of(B, (n + m + p) ** 2, rx.device):
         M = matrix(P, n, i)
         M = (M + M.mT) / 2 if P is not None else M
         C = torch.cat([matrix(A, p, i), matrix(G, m, i)], 1)
@@ -373,38 +374,37 @@ def _shaped(found: Sequence[Tensor], shapes: Sequence[torch.Size | None], kinds:
     ]
 
 
-def _parts(B: int, entries: int, device: torch.device) -> list[slice]:
-    """Slices of nearly equal length, at least one, of a batch of B matrices with so many entries."""
+def parts_of(B: int, entries: int, device: torch.device) -> list[slice]:
+    """Slices of nearly equal length, at least one, of a batch of B elements with so many entries each."""
     count = max(1, -(-B * entries // CHUNK.get(device.type, CHUNK["cuda"])))
     edges = [B * i // count for i in range(count + 1)]
     return [slice(a, b) for a, b in itertools.pairwise(edges) if b > a] or [slice(0, 0)]
 
 
-def _report(status: Tensor, batch: torch.Size, arguments: Sequence[Tensor | None]) -> str:
+def _report(status: Tensor, tensors: Sequence[Tensor | None]) -> str:
     """Which element failed, how, and what may help."""
-    failed = (status != Status.SOLVED).nonzero().squeeze(-1)
-    first = int(failed[0])
-    verdict = Status(int(status[first]))
-    element = tuple(int(i) for i in torch.unravel_index(failed[0], batch)) if batch else ()
-    where = f"element {element[0] if len(element) == 1 else element}" if batch else "the problem"
-    more = f" ({failed.numel()} of {status.numel()} failed)" if status.numel() > 1 else ""
+    failed = (status != Status.SOLVED).nonzero()
+    element = tuple(failed[0].tolist())
+    verdict = Status(int(status[element]))
+    where = f"element {element[0] if len(element) == 1 else element}" if element else "the problem"
+    more = f" ({len(failed)} of {status.numel()} failed)" if status.numel() > 1 else ""
     cause = ""
     if verdict == Status.INVALID_DATA:
-        named = zip(("P", "q", "G", "h", "A", "b", "lb", "ub"), arguments, ops.QP_CORES, strict=False)
         guilty = []
-        for name, t, core in named:
+        for (name, core), t in zip(CORES.items(), tensors, strict=False):  # the last, an entropy, is not always there
             if t is not None:
-                values = t.expand(*batch, *t.shape[t.dim() - core :])[element]
+                values = t.expand(*status.shape, *t.shape[t.dim() - core :])[element]
                 allowed = {"h": torch.inf, "lb": -torch.inf, "ub": torch.inf}.get(name)
                 bad = ~values.isfinite() if allowed is None else ~(values.isfinite() | (values == allowed))
-                guilty += [name] if bad.any() else []
+                bad = bad | (values <= 0) if name == "entropy" else bad
+                guilty += [name] if bool(bad.any()) else []
         cause = f" in {', '.join(guilty)}"
     elif verdict == Status.PRIMAL_INFEASIBLE:
-        cause = crossing(arguments[6], arguments[7], batch, element)
+        cause = _crossing(tensors[6], tensors[7], status.shape, element)
     return f"{where}: {verdict.name}{cause}{more}. {verdict.diagnosis} {verdict.advice}"
 
 
-def crossing(lb: Tensor | None, ub: Tensor | None, batch: torch.Size, element: tuple[int, ...]) -> str:
+def _crossing(lb: Tensor | None, ub: Tensor | None, batch: torch.Size, element: tuple[int, ...]) -> str:
     """Which bounds of an element leave no x between them, in words; empty where all do."""
     if lb is None or ub is None:
         return ""

@@ -32,11 +32,8 @@ import torch
 from torch import Tensor
 
 from ... import ops
-from ...errors import SolverError, warn
-from ...problem import CORES
 from ...settings import FILLED
-from ...solvers.choose import crossing, solve_rest, unsolved
-from ...status import Status
+from ...solvers.choose import announce, solve_rest, unsolved
 from . import native, reference
 from .kkt import KKT
 from .standard import QP_CORES
@@ -77,11 +74,8 @@ def _qp_kernel(*arguments: Any) -> tuple[Tensor, ...]:
             solve_rest(out, out[6], tensors, QP_CORES, lambda *part: reference.qp(*part, *arguments[9:14], False))
     else:
         out = reference.qp(*arguments)
-    if on_failure in ("raise", "warn") and bool((out[6] != Status.SOLVED).any()):
-        message = _report(out[6], tensors)
-        if on_failure == "raise":
-            raise SolverError(message)
-        warn(message)
+    if on_failure in ("raise", "warn"):
+        announce(out[6], tensors, on_failure)
     return out
 
 
@@ -89,29 +83,6 @@ def _compiled(*arguments: Any) -> bool:
     """Whether the compiled engine, which keeps no factor, takes a call of the operator."""
     rows = sum(0 if t is None else t.shape[-1] for t in (arguments[3], arguments[5]))
     return native.takes(arguments[12], arguments[0], arguments[1], rows)
-
-
-def _report(status: Tensor, arguments: Sequence[Tensor | None]) -> str:
-    """Which element failed, how, and what may help."""
-    failed = (status != Status.SOLVED).nonzero()
-    element = tuple(failed[0].tolist())
-    verdict = Status(int(status[element]))
-    where = f"element {element[0] if len(element) == 1 else element}" if element else "the problem"
-    more = f" ({len(failed)} of {status.numel()} failed)" if status.numel() > 1 else ""
-    cause = ""
-    if verdict == Status.INVALID_DATA:
-        guilty = []
-        for (name, core), t in zip(CORES.items(), arguments, strict=True):
-            if t is not None:
-                values = t.expand(*status.shape, *t.shape[t.dim() - core :])[element]
-                allowed = {"h": torch.inf, "lb": -torch.inf, "ub": torch.inf}.get(name)
-                bad = ~values.isfinite() if allowed is None else ~(values.isfinite() | (values == allowed))
-                bad = bad | (values <= 0) if name == "entropy" else bad
-                guilty += [name] if bool(bad.any()) else []
-        cause = f" in {', '.join(guilty)}"
-    elif verdict == Status.PRIMAL_INFEASIBLE:
-        cause = crossing(arguments[6], arguments[7], status.shape, element)
-    return f"{where}: {verdict.name}{cause}{more}. {verdict.diagnosis} {verdict.advice}"
 
 
 # ---- the KKT matrix --------------------------------------------------------------------------------------------------

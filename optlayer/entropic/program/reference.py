@@ -7,7 +7,6 @@ its residuals as the caller will read it, and leaves behind what the KKT matrix 
 
 from __future__ import annotations
 
-import itertools
 from typing import NamedTuple
 
 import torch
@@ -17,7 +16,7 @@ from ... import ops
 from ...kkt.algebra import NONZERO, dot, mv, take, tmv
 from ...residuals import residuals
 from ...settings import FILLED
-from ...solvers.choose import CHUNK, PROOF, opaque
+from ...solvers.choose import PROOF, opaque, parts_of
 from ...status import Status
 from . import closing, interior_point, system
 from .kkt import KKT
@@ -269,13 +268,6 @@ def _certificate(data: Data, v: Tensor, which: Tensor) -> tuple[Tensor, Tensor]:
     worth = torch.where(which & (value > 0), value, 1.0).unsqueeze(-1)
     which = which.unsqueeze(-1)
     return torch.where(which, v / worth, 0.0), torch.where(which, z_box / worth, 0.0)
-
-
-def parts_of(B: int, entries: int, device: torch.device) -> list[slice]:
-    """Slices of nearly equal length, at least one, of a batch of B elements with so many entries each."""
-    count = max(1, -(-B * entries // CHUNK.get(device.type, CHUNK["cuda"])))
-    edges = [B * i // count for i in range(count + 1)]
-    return [slice(a, b) for a, b in itertools.pairwise(edges) if b > a] or [slice(0, 0)]
 
 
 # ---- the KKT matrix --------------------------------------------------------------------------------------------------
