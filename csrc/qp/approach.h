@@ -2,9 +2,9 @@
 // The first steps of the interior point method, in float32: far from the solution seven digits are plenty, and a register
 // holds twice as many of them. Two packs of float64 are one pack here.
 //
-// A lane arrives when its relative residuals are so small that the active set should show (FINE; or RIPE, if a few steps
-// more do not get there), and the method takes over in float64, whose own measure decides about everything. A lane where nothing gets better any more, or whose multipliers grow
-// as they do if there is no feasible point, starts anew in float64: its point would be a bad one to go on from.
+// A lane arrives when its active set shows (interior.h), and the method takes over in float64, whose own measure decides
+// about everything. A lane where nothing gets better any more, or whose multipliers grow as they do if there is no
+// feasible point, starts anew in float64: its point would be a bad one to go on from.
 //
 // In the range space (range.h) a step needs K, g, d and multipliers only: the float32 program has no variables, and K
 // comes from the float64 factor of P. K must not have more rows than there are variables: it is singular then, and what
@@ -58,8 +58,6 @@ template <class V>
 struct Approach {
   using F = Pack<float, 2 * lanes<V>>;
   static constexpr int LATE = 8, LIMIT = 40;  // steps without progress, and in all
-  static constexpr double FINE = 1e-5;        // relative residuals at which the guess of the active set fails less often
-  static constexpr int EXTRA = 2;             // steps that a ripe lane is given to get there
   static constexpr double LARGE = 1e3;        // multipliers of this size leave the residuals too few of seven digits
 
   bool ranged = false;
@@ -90,14 +88,12 @@ struct Approach {
     arrived = Mask<F>(false), path = Path<F>();
     const F limit(rules.max_iter < LIMIT ? rules.max_iter : LIMIT);
     Progress<F> progress;
-    F extra(0);  // measurements since the point was ripe
     for (;;) {
       newton.measure(moving);
       const F values[4] = {newton.primal, newton.dual, newton.gap, newton.mu};
       moving = moving && norm(newton.at.v, newton.T) < F(LARGE);
       const F worst = larger(larger(values[0], values[1]), values[2]);
-      extra += select(moving && worst < F(RIPE), F(1), F(0));
-      arrived = arrived || (moving && (worst < F(FINE) || extra > F(EXTRA)));
+      arrived = arrived || (moving && path.ready(newton, worst, moving));
       progress.look(values, moving);
       moving = moving && !arrived && progress.age < F(LATE) && path.iterations < limit;
       if (!any(moving)) return;
@@ -117,12 +113,14 @@ struct Approach {
     for (int i = 0; i < to.T; i++) {
       at.v[i] = select(here, widened(newton.at.v[i], side), at.v[i]);
       at.s[i] = select(here, widened(newton.at.s[i], side), at.s[i]);
+      to.iz[i] = select(here, widened(newton.iz[i], side), to.iz[i]);
+      to.is[i] = select(here, widened(newton.is[i], side), to.is[i]);
     }
     Path<V> by;
     by.iterations = select(here, widened(path.iterations, side), by.iterations);
     by.reference = select(here, widened(path.reference, side), by.reference);
     by.proximal = select(here, widened(path.proximal, side), by.proximal);
-    by.ripe = select(here, V(ROUGH), by.ripe);
+    by.patience = select(here, V(-1), by.patience);
     return by;
   }
 

@@ -21,8 +21,8 @@ static constexpr int STALL = 12, AFTER_CONTRACT = 6;  // iterations without prog
 static constexpr double PROGRESS = 0.9;               // a residual below this part of its record makes progress
 static constexpr double STUCK = 0.8;    // one that keeps more than this part over a step may belong to no solution
 static constexpr double DIVERGED = 1e3; // scaled variables of this size may be on a ray
-static constexpr double RIPE = 1e-4;    // relative residuals at which the active set may show
-static constexpr double ROUGH = 1;      // the same at a point that float32 found ripe: right, but for the digits it has
+static constexpr double RIPE = 1e-3;    // relative residuals at which the active set may show
+static constexpr double PATIENCE = 4;   // steps that a ripe lane is given to show it clearly
 static constexpr double RIPER = 1e-3;   // of the residuals at a failed attempt: worth another
 
 // How far an interior point has come, and the proximal term of its next step.
@@ -32,6 +32,7 @@ struct Path {
   V reference = V(0);  // the distance from the solution at the start
   V proximal = V(PROXIMAL);
   V ripe = V(RIPE);    // relative residuals at which to look for the active set
+  V patience = V(PATIENCE);  // none at a point that shows its active set
 
   // Before the lanes that are `moving` take a step.
   OPTLAYER_METHOD void step(const Newton<V>& newton, Mask<V> moving) {
@@ -39,6 +40,13 @@ struct Path {
     reference = select(moving && iterations == V(0), larger(distance, V(NONZERO<V>)), reference);
     proximal = select(moving, smaller(proximal, V(PROXIMAL) * distance / reference), proximal);
     iterations += select(moving, V(1), V(0));
+  }
+  // After they have: the lanes whose active set is worth an attempt, now that their residuals are `worst`.
+  OPTLAYER_METHOD Mask<V> ready(const Newton<V>& newton, V worst, Mask<V> moved) {
+    const Mask<V> near = worst < ripe;
+    if (!any(near)) return near;
+    patience -= select(near && moved, V(1), V(0));
+    return near && (patience < V(0) || newton.clear());
   }
   OPTLAYER_METHOD V rho() const { return larger(proximal, V(RHO_MIN)); }
   OPTLAYER_METHOD V delta(const Rules& rules) const { return larger(proximal, V(rules.delta)); }
@@ -95,12 +103,20 @@ struct Interior {
     Mask<V> running = which, moved = which, even(true);
     solved = finished = infeasible = unbounded = exhausted = stepped = Mask<V>(false);
     went_on = true;
+    const Mask<V> arrived = which && path.patience < V(0);
+    if (any(arrived)) {
+      finished = polish(arrived);
+      went_on = false;
+      path.ripe = select(arrived, V(RIPE * RIPER), path.ripe), path.patience = select(arrived, V(PATIENCE), path.patience);
+      moved = running = which && !finished;
+      if (!any(running)) return;
+    }
     V after(0), best(INFINITY), last_p(0), last_d(0);
     Progress<V> progress;
     for (;;) {
       newton.measure(moved);
       const V worst = larger(larger(newton.primal, newton.dual), newton.gap);
-      const Mask<V> met = newton.contract <= V(1), exact = worst <= V(rules.relative), waits = worst < path.ripe;
+      const Mask<V> met = newton.contract <= V(1), exact = worst <= V(rules.relative), waits = path.ready(newton, worst, moved);
 
       after = select(moved && (met || after > V(0)), after + V(1), after);
       keep_best(moved && met, best);
@@ -126,7 +142,7 @@ struct Interior {
         const Mask<V> accepted = polish(running);
         went_on = false;
         finished = finished || accepted;
-        path.ripe = select(running, worst * V(RIPER), path.ripe);
+        path.ripe = select(running, worst * V(RIPER), path.ripe), path.patience = select(running, V(PATIENCE), path.patience);
         running = running && !accepted;
         continue;
       }

@@ -32,7 +32,8 @@ static constexpr double DRIFT = 1e-6;  // relative residuals below which C x is 
 
 template <class V>
 struct Newton {
-  static constexpr double CAP = 100;  // of the weight split, on data scaled to order one
+  static constexpr double CAP = 100;    // of the weight split, on data scaled to order one
+  static constexpr double CLEAR = 100;  // an inequality that leans so far one way shows its side
 
   const Program<V>* Q;
   const Rules* rules;
@@ -50,7 +51,8 @@ struct Newton {
   V *e, *Ex;       // (T) right-hand sides and products of all rows
   V *rd, *rz;      // (n), (T) residuals
   V *Px, *Gz, *Ay; // (n)
-  V *w, *iz, *is, *rc, *c, *dz, *ds;  // (T) weights, 1/z, 1/s, complementarity over z, right-hand side, directions
+  V *w, *iz, *is, *rc, *c, *dz, *ds;  // (T) weights, 1/z, 1/s before the last step, complementarity over z, right-hand
+                                      // side, directions
   V *unit, *dual_unit;           // (T), (n): from residuals in scaled units to the caller's
   V *dx, *diagonal, *free;       // (n)
 
@@ -76,6 +78,7 @@ struct Newton {
     for (int i = own(p); i < r; i += TEAM) count += Q->live[i];
     for (int j = own(0); j < n; j += TEAM) free[j] = V(1) - Q->fixed[j];
     for (int i = own(T); i < most; i += TEAM) at.v[i] = V(0), at.s[i] = V(1);
+    for (int i = own(0); i < T; i += TEAM) iz[i] = is[i] = V(1);
     if (boxes)
       for (int j = own(0); j < n; j += TEAM) {
         e[r + j] = -Q->lo[j], e[r + n + j] = Q->hi[j];
@@ -96,8 +99,8 @@ struct Newton {
   OPTLAYER_METHOD void rows_of(const V* x, Mask<V> which = Mask<V>(true)) {
     if (ranged) {
       if (!any(which)) return;
-      product(space.K, space.ldk, r, r, at.v, is);
-      for (int i = own(0); i < r; i += TEAM) Ex[i] = select(which, -(space.g[i] + is[i]), Ex[i]);
+      product(space.K, space.ldk, r, r, at.v, rc);
+      for (int i = own(0); i < r; i += TEAM) Ex[i] = select(which, -(space.g[i] + rc[i]), Ex[i]);
     } else {
       product(Q->C, Q->ld, r, n, x, Ex);
     }
@@ -338,7 +341,7 @@ struct Newton {
     for (int i = own(0); i < p; i += TEAM) w[i] = ranged ? delta : V(1) / delta, c[i] = -rz[i];
     for (int i = own(p); i < T; i += TEAM) {
       const V z = at.v[i], s = at.s[i], live = Q->live[i];
-      iz[i] = V(1) / z, is[i] = V(1) / s;
+      iz[i] = select(moving, V(1) / z, iz[i]), is[i] = select(moving, V(1) / s, is[i]);
       if (ranged)
         w[i] = select(moving, select(live > V(0), s * iz[i] + delta, V(LARGEST_RECIPROCAL<V>)), V(1));
       else
@@ -390,6 +393,24 @@ struct Newton {
       at.v[i] = select(moving, larger(at.v[i] + step_z * dz[i], V(TINY<V>)), at.v[i]);
     }
     return ok;
+  }
+
+  // How much more inequality i behaves like an active one than like one that is not: z/s, and to the fourth power what
+  // the last step made of z over what it made of s, of which one tends to 1 and the other to 0 (A. S. El-Bakry,
+  // R. A. Tapia and Y. Zhang, SIAM Review 36, 1994).
+  OPTLAYER_METHOD V leaning(int i) const {
+    const V z = at.v[i], s = at.s[i], trend = z * iz[i] / (s * is[i]), squared = trend * trend;
+    return z / s * (squared * squared);
+  }
+
+  // Where all inequalities show their side.
+  OPTLAYER_METHOD Mask<V> clear() const {
+    V least(INFINITY);
+    for (int i = own(p); i < T; i += TEAM) {
+      const V lean = leaning(i);
+      least = smaller(select(Q->live[i] > V(0), larger(lean, V(1) / lean), V(INFINITY)), least);
+    }
+    return team_min(least) > V(CLEAR);
   }
 
   OPTLAYER_METHOD V fraction(V step) const {

@@ -2,7 +2,7 @@
 // From an interior point to the vertex, edge or face it points at, with the active set verified and not guessed
 // (optlayer/kkt/polish.py, where the reasons stand).
 //
-//     guess       a row is active where z > s
+//     guess       a row is active where z > s; early also by the trend of z and s (newton.h)
 //     attempt     K (x, v, z_box) = (-q, d, bounds), solved and refined: no trace of mu is left
 //     flip        exactly the rows of a wrong sign change sides, and K is factorised again
 //     share       active inequalities that depend on the active rows before them get large finite weights
@@ -15,6 +15,7 @@
 #include "contract.h"
 #include "lanes.h"
 #include "load.h"
+#include "newton.h"
 #include "system.h"
 
 namespace optlayer {
@@ -33,7 +34,8 @@ struct Polisher {
   System<V> system;
   const RangeSpace<V>* space;
   int n, r;
-  V *x, *v, *z_box, *w, *w_box;  // of the lanes that are accepted or central: (n), (r), (n) in scaled units; (r), (n)
+  V *x, *v, *z_box, *Cx, *w, *w_box;  // of the lanes that are accepted or central: (n), (r), (n), (r) in scaled units;
+                                      // (r), (n)
   V weak, merit;                 // weakly active rows and bounds; the contract
   Mask<V> ranged;                // K is to be factorised in the range space
 
@@ -42,27 +44,28 @@ struct Polisher {
     system.lay_out(arena, n, r, single, shared);
     for (V** t : {&x, &z_box, &w_box, &lower, &upper, &try_w_box, &right_x, &bound, &new_x, &new_box, &flip_lower, &flip_upper})
       *t = arena.take<V>(n);
-    for (V** t : {&v, &w, &rows, &try_w, &new_v, &flip_rows}) *t = arena.take<V>(r);
+    for (V** t : {&v, &Cx, &w, &rows, &try_w, &new_v, &flip_rows}) *t = arena.take<V>(r);
   }
 
   // Before the first call for a pack.
   OPTLAYER_METHOD void reset() {
     space = nullptr, form = factored = false;
     for (int j = own(0); j < n; j += TEAM) x[j] = z_box[j] = w_box[j] = V(0);
-    for (int i = own(0); i < r; i += TEAM) v[i] = w[i] = V(0);
+    for (int i = own(0); i < r; i += TEAM) v[i] = Cx[i] = w[i] = V(0);
     weak = V(0), merit = V(INFINITY);
     settled = ranged = fresh = exists = Mask<V>(false);
   }
 
-  // Polish the lanes of `which` from an interior point, in the range space if one is given. Returns the lanes whose
-  // active set is verified and whose point is no worse, or, early, is good enough.
-  OPTLAYER_METHOD Mask<V> polish(const Program<V>& Q, const Point<V>& at, const Rules& rules, Mask<V> which,
-                                 const RangeSpace<V>* in_range_space, bool early) {
-    if (in_range_space != nullptr) space = in_range_space;
-    form = in_range_space != nullptr;
+  // Polish the lanes of `which` from an interior point, in the method's own form. Returns the lanes whose active set is
+  // verified and whose point is no worse, or, early, is good enough.
+  OPTLAYER_METHOD Mask<V> polish(const Program<V>& Q, const Newton<V>& newton, const Rules& rules, Mask<V> which,
+                                 bool early) {
+    const Point<V>& at = newton.at;
+    form = newton.ranged;
+    if (form) space = &newton.space;
     V before(1);
     if (!early) before = larger(judge_interior(Q, at, rules), V(NO_WORSE));
-    guess(Q, at);
+    guess(Q, newton, early);
     Mask<V> todo = which, accepted(false);
     for (int round = 0; round < (early ? EARLY_ROUNDS : ROUNDS); round++) {
       Mask<V> right, strict;
@@ -149,15 +152,16 @@ struct Polisher {
     return select(Q.fixed[j] > V(0) || weight > V(DECIDED), V(INFINITY), weight);
   }
 
-  OPTLAYER_METHOD void guess(const Program<V>& Q, const Point<V>& at) {
-    for (int i = own(0); i < r; i += TEAM)
-      rows[i] = i < Q.p ? V(1) : select(Q.live[i] > V(0) && at.v[i] > at.s[i], V(1), V(0));
+  OPTLAYER_METHOD void guess(const Program<V>& Q, const Newton<V>& newton, bool early) {
+    const Point<V>& at = newton.at;
+    const auto active = [&](int i) { return early ? newton.leaning(i) > V(1) : at.v[i] > at.s[i]; };
+    for (int i = own(0); i < r; i += TEAM) rows[i] = i < Q.p ? V(1) : select(Q.live[i] > V(0) && active(i), V(1), V(0));
     for (int j = own(0); j < n; j += TEAM) {
       right_x[j] = -Q.q[j];
       lower[j] = upper[j] = V(0);
       if (!Q.boxes) continue;
-      const Mask<V> low = Q.has_lo[j] > V(0) && at.z_lo[j] > at.s_lo[j];
-      const Mask<V> high = Q.has_hi[j] > V(0) && at.z_hi[j] > at.s_hi[j] && !(low && at.z_lo[j] > at.z_hi[j]);
+      const Mask<V> low = Q.has_lo[j] > V(0) && active(r + j);
+      const Mask<V> high = Q.has_hi[j] > V(0) && active(r + n + j) && !(low && at.z_lo[j] > at.z_hi[j]);
       lower[j] = select(low && !high, V(1), V(0)), upper[j] = select(high, V(1), V(0));
     }
   }
@@ -300,7 +304,7 @@ struct Polisher {
 
   OPTLAYER_METHOD void take(Mask<V> which, V reached) {
     for (int j = own(0); j < n; j += TEAM) x[j] = select(which, new_x[j], x[j]), z_box[j] = select(which, new_box[j], z_box[j]);
-    for (int i = own(0); i < r; i += TEAM) v[i] = select(which, new_v[i], v[i]);
+    for (int i = own(0); i < r; i += TEAM) v[i] = select(which, new_v[i], v[i]), Cx[i] = select(which, system.Cx[i], Cx[i]);
     merit = select(which, reached, merit);
     settled = settled || which;
     ranged = (ranged && !which) || (which && Mask<V>(form));

@@ -116,13 +116,13 @@ struct Solver {
       if constexpr (lanes<V> > 1)
         if (approached) path = approach->give(side, Q, newton);
       if (warm()) warm_start();
-      interior.run(which, sound, path, [&](Mask<V> ripe) { return attempt(ripe, form == 0, true); });
+      interior.run(which, sound, path, [&](Mask<V> ripe) { return attempt(ripe, true); });
       if (interior.went_on) polisher.forget_factor();
       // what stands for a solution, or for want of iterations has to, and is not finished gets the ordinary polish, and
       // where that fails the central K
       const Mask<V> pending = (interior.solved && !interior.finished) || interior.exhausted;
       if (any(pending)) {
-        const Mask<V> accepted = attempt(pending, form == 0, false);
+        const Mask<V> accepted = attempt(pending, false);
         const Mask<V> left = pending && !accepted;
         if (any(left)) polisher.central(Q, newton.at, rules, left);
       }
@@ -172,11 +172,11 @@ struct Solver {
   }
 
   // Polish the interior point on some lanes; the residuals there are those of the last measurement.
-  OPTLAYER_METHOD Mask<V> attempt(Mask<V> which, bool ranged, bool early) {
+  OPTLAYER_METHOD Mask<V> attempt(Mask<V> which, bool early) {
     Newton<V>& newton = interior.newton;
     sync();
-    if (ranged) newton.space.primal(newton.at.v, newton.at.x);
-    return polisher.polish(Q, newton.at, rules, which, ranged ? &newton.space : nullptr, early);
+    if (newton.ranged) newton.space.primal(newton.at.v, newton.at.x);
+    return polisher.polish(Q, newton, rules, which, early);
   }
 
   // P + 3e-5 max|P| I, in the caller's units, has a Cholesky factor.
@@ -235,9 +235,8 @@ struct Solver {
     const Mask<V> usable = status == V((double)ALMOST_SOLVED) || status == V((double)MAX_ITERATIONS);
     const Mask<V> answered = solved || (usable && Mask<V>(!call.nan_failures));
     const V nothing(call.nan_failures ? NAN : 0.0), cost = V(1) / Q.c;
-    product(Q.C, Q.ld, r, n, polisher.x, out_s);
     for (int i = own(0); i < r; i += TEAM) {
-      const V s = select(Q.live[i] > V(0), (Q.d[i] - out_s[i]) / Q.E[i], V(INFINITY));
+      const V s = select(Q.live[i] > V(0), (Q.d[i] - polisher.Cx[i]) / Q.E[i], V(INFINITY));
       out_s[i] = select(answered, s, call.nan_failures ? nothing : select(Q.live[i] > V(0), Q.d[i] / Q.E[i], V(INFINITY)));
       out_v[i] = select(answered, polisher.v[i] * Q.E[i] * cost, nothing);
     }

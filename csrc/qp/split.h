@@ -8,10 +8,10 @@
 // definite. The split does neither: each weight is cut in two, w = gamma + root^2 with gamma = min(w, cap). The harmless
 // part is condensed, and the heavy rows C_k (w > cap) are bordered:
 //
-//     H = H0 + C' diag(gamma) C = L L',      V = L^-1 C_k' diag(root),      M = I + V'V = F F'
+//     H = H0 + C' diag(gamma) C = L L',      V = L^-1 C_k',      M = I + diag(root) V'V diag(root) = F F'
 //
-//     u = L^-1 (a + C' gamma c),   t = M^-1 (V'u - root c_k),   dx = L^-T (u - V t)
-//     dv = gamma (C dx - c),       dv_k += root t               (never w (C dx - c) with a large w: it cancels)
+//     u = L^-1 (a + C' gamma c),   t = root M^-1 root (V'u - c_k),   dx = L^-T (u - V t)
+//     dv = gamma (C dx - c),       dv_k += t                    (never w (C dx - c) with a large w: it cancels)
 //
 // cap = 0 is the range-space form: H = P.
 #pragma once
@@ -36,7 +36,8 @@ struct Split {
   int k;           // bordered slots in use: the most that any lane needs
   bool condensed;  // some row has gamma > 0
   V *L, *inv;      // (n, n), (n)
-  V* R;            // (capacity, n): the rows of V'
+  V* R;            // (capacity, n): memory for the rows of V'
+  const V* rows;   // (k, n): where they are
   V *F, *inv_f;    // (capacity, capacity), (capacity)
   V* gamma;        // (r)
   V* root;         // (capacity), 0 in slots that a lane does not need
@@ -100,13 +101,16 @@ struct Split {
     for (int i = own(0); i < r; i += TEAM) to[i] += gathered(slots, slot + i * lanes<V>);
   }
 
-  // Rows of M (., ld) as they lie in the slots, times root.
-  OPTLAYER_METHOD void gather_rows(const V* M, int ldm, V* to) const {
+  // Rows of M (., ld) as they lie in the slots; without the variables that are not free, if there is such a mask.
+  OPTLAYER_METHOD void gather_rows(const V* M, int ldm, const V* free = nullptr) {
+    V* to = R;
     for (int s = 0; s < k; s++, to += ld) {
       int32_t row[lanes<V>];
       for (int l = 0; l < lanes<V>; l++) row[l] = heavy[s * lanes<V> + l] * ldm;
-      for (int j = own(0); j < n; j += TEAM) to[j] = root[s] * gathered(M + j, row);
+      for (int j = own(0); j < n; j += TEAM) to[j] = gathered(M + j, row);
+      for (int j = own(0); free != nullptr && j < n; j += TEAM) to[j] *= free[j];
     }
+    rows = R;
   }
 
   // Factorise for the weights of the last `weigh`. `free` (n), 1 or 0, may be null: variables that are not free are
@@ -134,15 +138,12 @@ struct Split {
       bump = select(ok, bump, V(bump_of<V>(attempt)));
     }
     if (k == 0) return ok;
-    gather_rows(Q.C, Q.ld, R);
-    if (free != nullptr)
-      for (int s = 0; s < k; s++)
-        for (int j = own(0); j < n; j += TEAM) R[(size_t)s * ld + j] *= free[j];
+    gather_rows(Q.C, Q.ld, free);
     solve_rows(L, ld, inv, n, R, ld, k);
     return border() && ok;
   }
 
-  // F F' = I + R R', of which `mend` may replace what it knows better.
+  // F F' = M, of which `mend` may replace what it knows better.
   OPTLAYER_METHOD Mask<V> border() {
     return border([] {});
   }
@@ -150,8 +151,12 @@ struct Split {
   OPTLAYER_METHOD Mask<V> border(Mend mend) {
     V bump(0);
     for (int attempt = 0;; attempt++) {
-      row_products(R, ld, k, n, F, ldf);
-      for (int s = own(0); s < k; s += TEAM) F[s * ldf + s] = (F[s * ldf + s] + V(1)) * (V(1) + bump);
+      row_products(rows, ld, k, n, F, ldf);
+      for (int s = own(0); s < k; s += TEAM) {
+        V* row = F + (size_t)s * ldf;
+        for (int t = 0; t <= s; t++) row[t] *= root[s] * root[t];
+        row[s] = (row[s] + V(1)) * (V(1) + bump);
+      }
       mend();
       const Mask<V> ok = cholesky(F, ldf, (const V*)nullptr, F, ldf, inv_f, k);
       if (all(ok) || attempt == 4) return ok;
@@ -172,12 +177,8 @@ struct Split {
     lower_solve(L, ld, inv, n, u);
     if (k > 0) {
       sync();
-      for (int s = own(0); s < k; s += TEAM) t[s] = -root[s] * gathered(c, heavy + s * lanes<V>);
-      product(R, ld, k, n, u, t, true);
-      lower_solve(F, ldf, inv_f, k, t);
-      lower_solve_transposed(F, ldf, inv_f, k, t);
-      for (int s = own(0); s < k; s += TEAM) t[s] = -t[s];
-      product_transposed(R, ld, k, n, t, u);
+      border_solve(u, c);
+      product_transposed(rows, ld, k, n, t, u);
     }
     lower_solve_transposed(L, ld, inv, n, u);
     for (int j = own(0); j < n; j += TEAM) dx[j] = u[j];
@@ -188,8 +189,18 @@ struct Split {
       for (int i = own(0); i < r; i += TEAM) dv[i] = V(0);
     }
     if (k == 0) return;
-    for (int s = own(0); s < k; s += TEAM) t[s] = -root[s] * t[s];
+    for (int s = own(0); s < k; s += TEAM) t[s] = -t[s];
     scatter(t, dv);
+  }
+
+  // -t, for u (n) in the coordinates of the rows.
+  OPTLAYER_METHOD void border_solve(const V* u, const V* c) {
+    for (int s = own(0); s < k; s += TEAM) t[s] = -gathered(c, heavy + s * lanes<V>);
+    product(rows, ld, k, n, u, t, true);
+    for (int s = own(0); s < k; s += TEAM) t[s] *= root[s];
+    lower_solve(F, ldf, inv_f, k, t);
+    lower_solve_transposed(F, ldf, inv_f, k, t);
+    for (int s = own(0); s < k; s += TEAM) t[s] *= -root[s];
   }
 };
 

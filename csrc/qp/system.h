@@ -33,7 +33,7 @@ struct System {
   int slots;       // the most heavy rows of a factor that is kept
   bool bounded;    // some lane has a bound of positive weight
   Mask<V> boxed;   // the lanes that have
-  bool bare;       // the rows R of the border are those of C, times root and free, and not of V'
+  bool bare;       // the rows of the border are those of C, times free, and not of V'
   Split<V> split;  // its L is borrowed from `space` while the factor is of the range-space form
   V *L, *inv;      // the split's own
   V *compliance, *there, *weight;           // (r) 1/w, 1 or 0, the regularised w
@@ -102,12 +102,10 @@ struct System {
     const int k = split.k, ldf = split.ldf;
     if (k == 0) return enough;
     sync();
-    if (whole) {
-      for (int s = 0; s < k; s++)
-        for (int j = own(0); j < n; j += TEAM) split.R[(size_t)s * split.ld + j] = split.root[s] * space.VT[(size_t)s * space.ld + j];
-    } else {
-      split.gather_rows(space.VT, space.ld, split.R);
-    }
+    if (whole)
+      split.rows = space.VT;
+    else
+      split.gather_rows(space.VT, space.ld);
     const auto fill = [&](Mask<V> which) {
       const bool anew = all(which);
       for (int s = own(0); s < k; s += TEAM) {
@@ -163,9 +161,7 @@ struct System {
     split.fill_slots();
     sync();
     if (any(heavy > V(slots))) condense(cap);
-    split.gather_rows(Q.C, Q.ld, split.R);
-    for (int s = 0; bounded && s < split.k; s++)
-      for (int j = own(0); j < n; j += TEAM) split.R[(size_t)s * split.ld + j] *= free[j];
+    split.gather_rows(Q.C, Q.ld, mask());
   }
   OPTLAYER_METHOD void restored() {
     sync();
@@ -411,9 +407,8 @@ struct System {
       split.solve(Q, mask(), ra, rb, dx, dv);
       return;
     }
-    // without V: V't = L^-1 C_k'rt and V'u = r C_k L^-T u
-    const int k = split.k, ld = split.ld, ldf = split.ldf;
-    V *u = split.u, *t = split.t, *g = split.g, *border = split.R;
+    // without V: V t = L^-1 C_k't and V'u = C_k L^-T u
+    V *u = split.u, *t = split.t, *g = split.g;
     for (int j = own(0); j < n; j += TEAM) u[j] = ra[j];
     if (split.condensed) {
       for (int i = own(0); i < r; i += TEAM) g[i] = split.gamma[i] * rb[i];
@@ -422,16 +417,13 @@ struct System {
     lower_solve_both(u);
     for (int j = own(0); j < n; j += TEAM) dx[j] = u[j];
     for (int i = own(0); i < r; i += TEAM) dv[i] = V(0);
-    if (k > 0) {
-      for (int s = own(0); s < k; s += TEAM) t[s] = -split.root[s] * gathered(rb, split.heavy + s * lanes<V>);
-      product(border, ld, k, n, dx, t, true);
-      lower_solve(split.F, ldf, split.inv_f, k, t);
-      lower_solve_transposed(split.F, ldf, split.inv_f, k, t);
+    if (split.k > 0) {
+      split.border_solve(dx, rb);
       for (int j = own(0); j < n; j += TEAM) u[j] = V(0);
-      product_transposed(border, ld, k, n, t, u);
+      product_transposed(split.rows, split.ld, split.k, n, t, u);
       lower_solve_both(u);
-      for (int j = own(0); j < n; j += TEAM) dx[j] -= u[j];
-      for (int s = own(0); s < k; s += TEAM) t[s] *= split.root[s];
+      for (int j = own(0); j < n; j += TEAM) dx[j] += u[j];
+      for (int s = own(0); s < split.k; s += TEAM) t[s] = -t[s];
       split.scatter(t, dv);
     }
     if (!split.condensed) return;
