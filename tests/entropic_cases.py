@@ -4,6 +4,7 @@ optimality conditions."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -67,6 +68,16 @@ def entropic(
         L = normal(batch, n, n)
         given["P"] = scale * L @ L.mT / n
     return given
+
+
+def at_scales(kind: str, scales: Sequence[float], curvature: str = "none", batch: int = 4) -> dict[str, Any]:
+    """The same program at each of the scales, one after the other in one batch."""
+    each = [entropic(kind, batch=batch, scale=scale, curvature=curvature) for scale in scales]
+    core = {"P": 2, "G": 2, "A": 2}
+    return {
+        name: t if t is None or t.ndim == core.get(name, 1) else torch.cat([given[name] for given in each])
+        for name, t in each[0].items()
+    }
 
 
 def normal(*shape: int, scale: float = 1.0, seed: int = 0) -> Tensor:

@@ -73,7 +73,7 @@ SMOOTH = {
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
-@pytest.mark.parametrize("unit", [1e-8, 1e-3, 1.0, 1e3, 1e8])
+@pytest.mark.parametrize("unit", [1e-8, 1.0, 1e8])
 @pytest.mark.parametrize("smooth", SMOOTH.values(), ids=SMOOTH.keys())
 def test_smooth_functions_are_smooth_in_any_units(smooth, unit, dtype):
     """z in units of its own, F in others for each component; random points, a tiny one, and 0 where F is smooth."""

@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parents[2]
 HERE = ROOT / "tests" / "native"
 COMPILER = os.environ.get("CXX", "c++").split()
 FLAGS = ["-std=c++17", "-O1", "-Wall", "-Wextra", "-Werror", "-DOPTLAYER_EMULATE"]
-TEAMS = (1, 8, 32, 64, 128)
+TEAMS = (1, 8, 32, 128)
 
 pytestmark = [
     pytest.mark.slow,
