@@ -8,6 +8,7 @@ PYTHON ?= python3
 VENV := .venv
 PY := $(VENV)/bin/python
 PIP := $(PY) -m pip --disable-pip-version-check -qq
+TORCH := $(VENV)/torch
 READY := $(VENV)/ready
 NATIVE := $(VENV)/native
 PEERS := $(VENV)/peers
@@ -24,14 +25,17 @@ export OPTLAYER_TEST_DATA ?= ../shared/data
 help:
 	@sed -n '1,5s/^# //p' Makefile
 
-setup: $(NATIVE)
+setup:
+	@$(MAKE) -s --no-print-directory -j 2 $(READY) $(NATIVE)
 
 native: $(NATIVE)
 
-demo: $(NATIVE)
+demo: setup
 	@$(PY) -m optlayer demo
 
-test: lint $(NATIVE)
+# The engine is compiled while everything else is installed and read.
+test:
+	@$(MAKE) -s --no-print-directory -j 2 lint $(NATIVE)
 	@$(PY) -m pytest -q -n 2 --dist worksteal
 
 # The compiled engine with the address and undefined-behaviour sanitizers, uninitialised memory poisoned.
@@ -52,6 +56,7 @@ test-cuda: cuda
 	@OPTLAYER_REQUIRE_CUDA=1 $(PY) -m pytest -q -m cuda tests/cuda
 	@OPTLAYER_REQUIRE_CUDA=1 $(PY) -m pytest -q -m cuda tests --ignore=tests/cuda
 	@$(MAKE) --no-print-directory test-cuda-sanitize PY=$(PY)
+	@OPTLAYER_REQUIRE_CUDA=1 $(PY) -m pytest -q tests/cuda/test_build.py
 
 # The kernels under the checkers of CUDA's memory and of races in shared memory, on small batches; only this library's.
 test-cuda-sanitize:
@@ -81,21 +86,26 @@ $(PY):
 	    (rm -rf $(VENV) && $(PYTHON) -m venv --without-pip $(VENV) && $(PYTHON) -m pip install --quiet --target \
 	        "$$($(PY) -c 'import sysconfig; print(sysconfig.get_path("purelib"))')" pip)
 
-$(READY): pyproject.toml setup.py setup.cfg constraints.txt | $(PY)
-	@echo "installing optlayer and what its tests and examples need (minutes the first time, then never again)"
-	@$(PIP) install -c constraints.txt setuptools torch
-	@$(PIP) install -c constraints.txt --no-build-isolation -e ".[tests,examples,io]"
+# Python compiles the modules that it meets, which are few of all those of torch.
+$(TORCH): constraints.txt | $(PY)
+	@echo "installing torch (minutes the first time, then never again)"
+	@$(PIP) install --no-compile -c constraints.txt setuptools torch
 	@touch $@
 
-# The objects are kept in build/native: only what changed is compiled.
-$(NATIVE): setup.py $(shell find csrc -type f) | $(READY)
+$(READY): pyproject.toml setup.py setup.cfg constraints.txt $(TORCH)
+	@echo "installing optlayer and what its tests and examples need"
+	@OPTLAYER_NATIVE=0 OPTLAYER_REQUIRE_NATIVE= $(PIP) install --no-compile -c constraints.txt --no-build-isolation -e ".[tests,examples,io]"
+	@touch $@
+
+# It needs torch and nothing else. The objects are kept in build/native: only what changed is compiled.
+$(NATIVE): setup.py $(shell find csrc -type f) | $(TORCH)
 	@OPTLAYER_REQUIRE_NATIVE=$$(command -v $(CXX) >/dev/null && echo 1) $(PY) setup.py -q build_ext --inplace
 	@touch $@
 
 # qpth declares numpy < 2 but runs with the numpy of the others: it is installed without its declared dependencies.
 peers: $(PEERS)
 
-$(PEERS): $(READY)
+$(PEERS): $(READY) | $(NATIVE)
 	@$(PIP) install -c constraints.txt --no-build-isolation -e ".[peers]"
 	@$(PIP) install --no-deps qpth==0.0.18
 	@touch $@
