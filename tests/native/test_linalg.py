@@ -40,10 +40,10 @@ def has(options: list[str]) -> bool:
 @pytest.mark.parametrize("check", ["linalg", "elementary"])
 def test_every_kernel_agrees_with_its_plain_form(check: str, name: str, tmp_path: Path) -> None:
     options = INSTRUCTIONS[name]
+    if not has(options):
+        pytest.skip(f"this processor has no {name}; that it compiles is seen where the engine is built")
     program = tmp_path / "check"
     source = ROOT / "tests" / "native" / f"{check}_check.cpp"
     subprocess.run([*COMPILER, *FLAGS, *options, "-I", ROOT / "csrc", source, "-o", program], check=True)
-    if not has(options):
-        pytest.skip(f"compiles; this processor has no {name}")
     result = subprocess.run([program], capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stdout
