@@ -10,6 +10,8 @@ from __future__ import annotations
 import os
 import subprocess
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from benchmarks import report
@@ -18,12 +20,20 @@ SOURCES = Path(__file__).resolve().parents[1] / "csrc"
 FLAGS = ["-std=c++17", "-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast"]
 
 
-def main() -> None:
-    source = Path(__file__).with_name("linalg.cpp")
+@contextmanager
+def compiled() -> Iterator[Path]:
+    """The program of linalg.cpp for this processor."""
     with tempfile.TemporaryDirectory() as folder:
         program = Path(folder) / "linalg"
         compiler = os.environ.get("CXX", "c++").split()
+        source = Path(__file__).with_name("linalg.cpp")
         subprocess.run([*compiler, *FLAGS, "-I", SOURCES, source, "-o", program], check=True)
+        yield program
+
+
+def main() -> None:
+    """Run from the command line."""
+    with compiled() as program:
         print(report.machine(), flush=True)
         subprocess.run([program], check=True)
 
