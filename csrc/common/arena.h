@@ -43,27 +43,23 @@ class Arena {
   OPTLAYER_MEMBER T* take(size_t count) {
     const size_t size = (count * sizeof(T) + 7) / 8 * 8;
     const bool small = size <= room_.vector;
-    size_t& used = small ? vectors_ : matrices_;
-    char* piece;
-    if (used + size <= (small ? room_.vectors : room_.matrices)) {
-      piece = fast_ + (small ? 0 : room_.vectors) + used;
-      used += size;
-    } else {
-      piece = slow_ + used_;
-      used_ += size;
-      if (small) slow_vectors_ += size;
-    }
+    const size_t kept = small || vectors_ >= room_.kept ? 0 : room_.kept - vectors_;
+    if (small) vectors_ += size;
+    const bool fits = in_fast_ + size + kept <= room_.fast;
+    size_t& used = fits ? in_fast_ : used_;
+    char* const piece = (fits ? fast_ : slow_) + used;
+    used += size;
     return reinterpret_cast<T*>(piece);
   }
 
-  // Bytes of the slow block that are in use, and those of them that belong to pieces of at most room.vector bytes.
+  // Bytes of the slow block that are in use, and of all pieces of at most room.vector bytes.
   OPTLAYER_MEMBER size_t used() const { return used_; }
-  OPTLAYER_MEMBER size_t vectors() const { return slow_vectors_; }
+  OPTLAYER_MEMBER size_t vectors() const { return vectors_; }
 
  private:
   char *fast_, *slow_;
   Room room_;
-  size_t vectors_ = 0, matrices_ = 0, used_ = 0, slow_vectors_ = 0;
+  size_t in_fast_ = 0, used_ = 0, vectors_ = 0;
 };
 
 #endif

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// How much of a workspace lies in fast memory, in bytes: for pieces of at most `vector` bytes, which every step reads, and
-// for larger ones in their order.
+// How much of a workspace lies in fast memory, in bytes. It is handed out in the order in which pieces are taken, so what
+// is used most is taken first; pieces of more than `vector` bytes leave `kept` bytes of it to the smaller ones, which
+// every step reads.
 #pragma once
 
 #include <stddef.h>
@@ -8,7 +9,7 @@
 namespace optlayer {
 
 struct Room {
-  size_t vector = 0, vectors = 0, matrices = 0;
+  size_t vector = 0, fast = 0, kept = 0;
 };
 
 }  // namespace optlayer

@@ -50,7 +50,7 @@ class CudaBuild(NamedTuple):
     toolkit: str
 
 
-def _load(kind: str, variable: str, info: str) -> dict[str, str] | str:
+def _load(kind: str, variable: str, info: str, *others: str) -> dict[str, str] | str:
     """Load a library and ask what it is; or say why it is not there."""
     if os.environ.get("OPTLAYER_NATIVE") == "0":
         return "OPTLAYER_NATIVE is 0"
@@ -64,7 +64,7 @@ def _load(kind: str, variable: str, info: str) -> dict[str, str] | str:
         torch.ops.load_library(str(found[0]))
         operators = torch.ops.optlayer_native
         text: str = getattr(operators, info)()
-        for name in OPERATORS:  # an old library lacks some
+        for name in (*OPERATORS, *others):  # an old library lacks some
             getattr(operators, name)
     except (AttributeError, OSError, RuntimeError) as error:
         return f"{found[0].name}: {str(error).splitlines()[0]}"
@@ -84,7 +84,7 @@ def _load_cuda() -> CudaBuild | str:
         return "this torch has no CUDA"
     if os.environ.get("OPTLAYER_CUDA") == "0":
         return "OPTLAYER_CUDA is 0"
-    found = _load("cuda", "OPTLAYER_CUDA_LIBRARY", "cuda_info")
+    found = _load("cuda", "OPTLAYER_CUDA_LIBRARY", "cuda_info", "cuda_driver")
     return found if isinstance(found, str) else CudaBuild(**found)
 
 
@@ -126,9 +126,19 @@ def obstacle(device: torch.device) -> str:
     return _obstacle_on(device) if isinstance(_loaded_cuda, CudaBuild) else _loaded_cuda
 
 
+def _driver() -> int:
+    """The CUDA that the driver is made for, 13020 for 13.2."""
+    version: int = torch.ops.optlayer_native.cuda_driver()
+    return version
+
+
 @functools.cache
 def _obstacle_on(device: torch.device) -> str:
-    """Code for 8.0 runs on 8.6, but not on 9.0; what is newer than all of it gets the newest, which is kept as PTX."""
+    """Code for 8.0 runs on 8.6, but not on 9.0; what is newer than all of it gets the newest, which is kept as PTX. A
+    driver runs what CUDA of its own major version has compiled, or an older one, as torch's may be."""
+    toolkit, driver = _loaded_cuda.toolkit, _driver()  # type: ignore[union-attr]
+    if driver // 1000 < int(toolkit.split(".")[0]):
+        return f"it was compiled by CUDA {toolkit}, the driver is for CUDA {driver // 1000}.{driver % 1000 // 10}"
     built = [divmod(int(name), 10) for name in _loaded_cuda.architectures.split(", ")]  # type: ignore[union-attr]
     major, minor = torch.cuda.get_device_capability(device)
     if (major, minor) >= max(built) or any(a == major and b <= minor for a, b in built):

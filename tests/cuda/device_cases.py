@@ -9,24 +9,10 @@ import torch
 from torch import Tensor
 
 import optlayer
+from benchmarks.cuda_without_gpu import CASES
 from optlayer.problem import Problem
 from optlayer.testing import random_qp
 
-TEAMS = (1, 8, 32, 128)
-CASES: dict[str, dict[str, Any]] = {
-    "one variable": {"n": 1, "m": 2, "bounds": True},
-    "tiny": {"n": 4, "m": 4},
-    "dense": {"n": 10, "m": 10},
-    "wide": {"n": 12, "m": 30},
-    "equalities": {"n": 10, "m": 8, "p": 4},
-    "bounds": {"n": 9, "bounds": True},
-    "everything": {"n": 11, "m": 7, "p": 3, "bounds": True},
-    "psd": {"n": 10, "m": 12, "p": 2, "kind": "psd", "bounds": True},
-    "lp": {"n": 8, "m": 12, "p": 2, "kind": "lp", "bounds": True},
-    "middle": {"n": 32, "m": 32, "p": 3},
-    "large": {"n": 70, "m": 60, "p": 5, "bounds": True},
-    "unconstrained": {"n": 5},
-}
 AGREE = 1e-7
 """Of x between the engines, relative to its size: both meet 1e-9 in the residuals, and cond(K) is < 100."""
 

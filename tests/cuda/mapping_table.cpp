@@ -26,7 +26,7 @@ int main() {
     std::cin >> gpu.threads >> gpu.shared >> gpu.shared_block >> gpu.reserved >> gpu.registers >> team >> registers >> B >>
         need.vector >> need.vectors >> need.all;
     Mapping to = mapping(gpu, team, registers, B, need);
-    bound(to, need.all - to.fast / to.teams());
-    std::cout << to.threads << " " << to.blocks << " " << to.room.vectors << " " << to.room.matrices << " " << to.fast << "\n";
+    bound(to, need.all > to.room.fast ? need.all - to.room.fast : 0);
+    std::cout << to.threads << " " << to.blocks << " " << to.room.fast << " " << to.fast << " " << fast_share(gpu, to) << "\n";
   }
 }

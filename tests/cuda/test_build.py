@@ -4,35 +4,24 @@
 from __future__ import annotations
 
 import os
-import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
 from processes import alone
 
+from benchmarks.cuda_without_gpu import COMPILED, Resources, compile_library, resources
 from optlayer.solvers import native
 
 ROOT = Path(__file__).resolve().parents[2]
-FOLDER = ROOT / "build" / "cuda"
 
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(shutil.which("nvcc") is None, reason="no CUDA compiler nvcc"),
     pytest.mark.skipif(not native.available(), reason="there is no compiled engine"),
 ]
-
-
-class Resources(NamedTuple):
-    """Of one thread: registers, and bytes of the stack, of spills and of the shared memory that the kernel declares."""
-
-    registers: int
-    stack: int
-    spilled: int
-    shared: int
 
 
 # Machine code takes minutes. Without a GPU only these teams have it: several in a warp, which use the most, and one of
@@ -62,18 +51,8 @@ TABLE = {
 
 def build() -> Path:
     """Compile for one architecture; only what changed since the last time."""
-    clean = {key: value for key, value in os.environ.items() if not key.startswith("OPTLAYER_")}
-    chosen = {
-        "OPTLAYER_CUDA": "1",
-        "OPTLAYER_CUDA_ARCHS": "90",
-        "OPTLAYER_CUDA_TEAMS": ",".join(map(str, TEAMS)),
-        "OPTLAYER_SETS": native.build().built.replace(" ", ""),  # type: ignore[union-attr]  # those that are there
-    }
-    command = [sys.executable, "setup.py", "-q", "build_ext", "--build-lib", "build/cuda_check"]
-    with alone(FOLDER):
-        done = subprocess.run(command, cwd=ROOT, env={**clean, **chosen}, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    return ROOT / "build" / "cuda_check" / "optlayer" / "_cuda.abi3.so"
+    with alone(COMPILED):
+        return compile_library(TEAMS)
 
 
 @pytest.fixture(scope="module")
@@ -82,33 +61,17 @@ def library() -> Path:
     return build()
 
 
-def used(team: int) -> dict[str, Resources]:
-    """What ptxas said about each kernel of a team."""
-    found = {}
-    for log in (FOLDER / f"engine_{team}.log", FOLDER / f"entropic_{team}.log"):
-        for part in log.read_text().split("Compiling entry function")[1:]:
-            name = re.search(r"worker_kernelINS\d*_(8entropic)?\d+(Solver|Adjoint|Backward)Id", part)
-            assert name is not None
-            kernel = "entropic " * (name[1] is not None) + name[2]
-            most = {key: [int(n) for n in re.findall(rf"(\d+) {key}", part)] for key in ("bytes stack", "bytes smem")}
-            (registers,) = (int(n) for n in re.findall(r"Used (\d+) registers", part))
-            spilled = [int(a) for a in re.findall(r"(\d+) bytes spill stores", part)]
-            stack, shared = (max(numbers, default=0) for numbers in most.values())
-            found[kernel] = Resources(registers, stack, sum(spilled), shared)
-    return found
-
-
 def test_registers_spills_and_shared_memory_are_within_the_table(library: Path) -> None:
     assert library.exists()
-    found = {(kernel, team): resources for team in TEAMS for kernel, resources in used(team).items()}
+    found = {(kernel, team): used for team in TEAMS for kernel, used in resources(team).items()}
     assert found.keys() == {key for key in TABLE if key[1] in TEAMS}
-    for key, resources in found.items():
-        assert all(a <= b for a, b in zip(resources, TABLE[key], strict=True)), (key, resources)
+    for key, used in found.items():
+        assert all(a <= b for a, b in zip(used, TABLE[key], strict=True)), (key, used)
 
 
 def test_only_what_changed_is_compiled_again(library: Path) -> None:
     def ages() -> dict[str, int]:
-        return {path.name: path.stat().st_mtime_ns for path in FOLDER.glob("*.o")}
+        return {path.name: path.stat().st_mtime_ns for path in COMPILED.glob("*.o")}
 
     before = ages()
     assert len(before) == 10 and build() == library
@@ -120,11 +83,13 @@ def test_it_loads_where_there_is_no_gpu(library: Path) -> None:
         "import torch; from optlayer.solvers import native\n"
         f"torch.ops.load_library({str(library)!r})\n"
         "print(torch.ops.optlayer_native.cuda_info())\n"
+        "print('driver', torch.ops.optlayer_native.cuda_driver() > 0, torch.cuda.is_available())\n"
         "names = ('qp', 'kkt_solve', 'pull', 'kkt_pull', 'entropic_qp', 'entropic_kkt_solve')\n"
         "has = torch._C._dispatch_has_kernel_for_dispatch_key\n"
         "print(all(has(f'optlayer_native::{name}', 'CUDA') for name in names))"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert "teams=1, 8, 32, 128" in done.stdout and "architectures=90" in done.stdout
+    assert "driver False False" in done.stdout or "driver True" in done.stdout
     assert done.stdout.strip().endswith("True")
     assert library.stat().st_size < 32 << 20

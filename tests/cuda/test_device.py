@@ -5,11 +5,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-from device_cases import AGREE, CASES, TEAMS, close, on_device, solve
+from device_cases import AGREE, close, on_device, solve
 from entropic_cases import CURVATURES, entropic
 from torch import Tensor
 
 import optlayer
+from benchmarks.cuda_without_gpu import CASES, TEAMS
 from optlayer import Status
 from optlayer.solvers import native
 from optlayer.testing import assert_optimal, random_qp

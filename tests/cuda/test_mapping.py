@@ -64,21 +64,22 @@ def test_every_launch_is_within_the_limits_of_its_gpu(ask: Ask) -> None:
         questions.append((*limits, team, registers, B, *need))
         facts.append((limits, team, registers, B, need))
     for answer, (limits, team, registers, B, need) in zip(ask(questions), facts, strict=True):
-        threads, blocks, vectors, matrices, fast = answer
+        threads, blocks, own, fast, share = answer
         processors, most_threads, shared, block, reserved, _ = limits
         teams = threads // team
         assert threads % 32 == 0 and teams * team == threads
         assert blocks >= 1 and (blocks - 1) * teams < B  # no block without a problem
-        assert fast == teams * (vectors + matrices) <= block and fast % 8 == 0
-        assert vectors <= need[1] and matrices <= need[2] - need[1]
-        assert matrices == 0 or vectors == need[1]  # vectors first
+        assert fast == teams * own <= block and own % 8 == 0
+        read = 8 * team  # what a team reads at once: the banks of two teams of a warp must not be the same
+        assert own <= need[2] + (16 if team >= 32 else 2 * read) and (team >= 32 or own == 0 or own // read % 2 == 1)
         each = -(-blocks // processors)  # blocks of one processor, all there at once
         warps = -(
             -each * threads // 32 // 4
         )  # of one of the processor's four parts, which has a quarter of the registers
         assert each == 1 or (each * threads <= most_threads and warps * 32 * (registers + 7 & ~7) <= REGISTERS // 4)
         assert each == 1 or each * (-(-(fast + reserved) // 256) * 256) <= shared
-        assert (blocks * teams - teams) * (need[2] - vectors - matrices) <= 2 << 30  # but for one block: it must run
+        assert share <= 100 and share * shared >= 100 * min(shared, each * (fast + reserved))  # the cache has the rest
+        assert (blocks * teams - teams) * (need[2] - own) <= 2 << 30  # but for one block: it must run
 
 
 def test_a_large_batch_occupies_the_whole_gpu(ask: Ask) -> None:

@@ -5,10 +5,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from device_cases import TEAMS, on_device
+from device_cases import on_device
 from entropic_cases import entropic
 
 import optlayer
+from benchmarks.cuda_without_gpu import TEAMS
 
 pytestmark = pytest.mark.cuda
 

@@ -54,7 +54,7 @@ void run(const Call& call) {
   memset(memory.data(), 0xff, memory.size() * sizeof(double));  // NaN
   unsigned long long counter = 0;
   emulator::launch(launch, [&] {
-    char* fast = static_cast<char*>(emulator::shared()) + team_in_block() * (to.room.vectors + to.room.matrices);
+    char* fast = static_cast<char*>(emulator::shared()) + team_in_block() * to.room.fast;
     work<Worker>(call, fast, reinterpret_cast<char*>(memory.data()) + team_number() * each, to.room, &counter);
   });
 }

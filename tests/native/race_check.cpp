@@ -66,16 +66,17 @@ template <class Worker, class Call>
 void launch(const Call& call, uint64_t seed, const std::string& left_out) {
   const Need sizes = need<Worker>(call);
   Room room;
-  room.vector = sizes.vector, room.vectors = sizes.vectors, room.matrices = (sizes.all - sizes.vectors) / 16 * 8;
+  room.vector = sizes.vector, room.kept = sizes.vectors;
+  room.fast = sizes.vectors + (sizes.all - sizes.vectors) / 16 * 8;
   emulator::Launch how;
   how.threads = TEAM > 32 ? TEAM : 2 * TEAM, how.seed = seed, how.left_out_at = left_out;
   const int teams = how.threads / TEAM;
-  how.shared = (size_t)teams * (room.vectors + room.matrices);
+  how.shared = (size_t)teams * room.fast;
   const size_t each = slow<Worker>(call, room);
   std::vector<double> memory(each / sizeof(double) * teams, NAN);
   unsigned long long counter = 0;
   emulator::launch(how, [&] {
-    char* fast = static_cast<char*>(emulator::shared()) + team_in_block() * (room.vectors + room.matrices);
+    char* fast = static_cast<char*>(emulator::shared()) + team_in_block() * room.fast;
     work<Worker>(call, fast, reinterpret_cast<char*>(memory.data()) + team_number() * each, room, &counter);
   });
 }

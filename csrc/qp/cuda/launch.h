@@ -20,7 +20,7 @@ __global__ void __launch_bounds__(THREADS, BLOCKS)
     worker_kernel(const __grid_constant__ Call call, const __grid_constant__ Grounds grounds) {
   extern __shared__ __align__(16) char shared[];
   const Room& room = grounds.mapping.room;
-  char* fast = shared + team_in_block() * (room.vectors + room.matrices);
+  char* fast = shared + team_in_block() * room.fast;
   char* slow = grounds.memory + team_number() * grounds.slow;
   work<Worker>(call, fast, slow, room, grounds.counter);
 }

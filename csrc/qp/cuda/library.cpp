@@ -10,6 +10,7 @@
 #include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/library.h>
 
+#include <atomic>
 #include <map>
 #include <mutex>
 #include <string>
@@ -68,8 +69,9 @@ const Limits& limits_of(int32_t device) {
 struct Allowed {
   Limits limits;
   int registers = 0;
+  std::atomic<int> share{-1};  // of a processor's memory that is fast, in percent, as the driver was told last
 };
-const Allowed& prepared(int32_t device, int team, const void* function) {
+Allowed& prepared(int32_t device, const void* function) {
   const Limits& limits = limits_of(device);
   static std::mutex mutex;
   static std::map<std::pair<int32_t, const void*>, Allowed> known;
@@ -78,15 +80,13 @@ const Allowed& prepared(int32_t device, int team, const void* function) {
   if (found != known.end()) return found->second;
   cudaFuncAttributes attributes;
   check(cudaFuncGetAttributes(&attributes, function), "no kernel for this device");
-  Allowed to = {limits, attributes.numRegs};
+  const int most = (int)(limits.shared_block - attributes.sharedSizeBytes);
+  check(cudaFuncSetAttribute(function, cudaFuncAttributeMaxDynamicSharedMemorySize, most), "fast memory");
+  Allowed& to = known[{device, function}];
+  to.limits = limits, to.registers = attributes.numRegs;
   to.limits.shared_block -= attributes.sharedSizeBytes;
   to.limits.reserved += attributes.sharedSizeBytes;
-  const auto set = [&](cudaFuncAttribute attribute, int value) {
-    check(cudaFuncSetAttribute(function, attribute, value), "fast memory");
-  };
-  set(cudaFuncAttributeMaxDynamicSharedMemorySize, (int)to.limits.shared_block);
-  if (team > 1) set(cudaFuncAttributePreferredSharedMemoryCarveout, cudaSharedmemCarveoutMaxShared);
-  return known.emplace(std::make_pair(device, function), to).first->second;
+  return to;
 }
 
 const std::vector<const TeamEngine*>& team_engines() {
@@ -115,12 +115,15 @@ template <class Call>
 void run(const Place& place, const Call& call, int team, const Kernel<Call>& kernel) {
   const torch::stable::accelerator::DeviceGuard guard(place.index);
   const cudaStream_t stream = current_stream(place.index);
-  const Allowed& allowed = prepared(place.index, team, kernel.function);
+  Allowed& allowed = prepared(place.index, kernel.function);
   Grounds grounds;
   Mapping& to = grounds.mapping;
   to = mapping(allowed.limits, team, allowed.registers, call.B, kernel.need(call));
   grounds.slow = kernel.slow(call, to.room);
   bound(to, grounds.slow);
+  const int share = fast_share(allowed.limits, to);
+  if (allowed.share.exchange(share) != share)
+    check(cudaFuncSetAttribute(kernel.function, cudaFuncAttributePreferredSharedMemoryCarveout, share), "fast memory");
   Batch numbers;  // the counter, on a cache line of its own, and the slow memory
   numbers.size[numbers.rank++] = 16 + (int64_t)(grounds.slow / sizeof(double)) * to.blocks * to.teams();
   Tensor memory = make(place, numbers, -1, ScalarType::Double);
@@ -194,12 +197,20 @@ std::string cuda_info() {
          std::to_string(CUDART_VERSION / 1000) + "." + std::to_string(CUDART_VERSION % 1000 / 10) + "\n";
 }
 
+int64_t cuda_driver() {
+  int version = 0;
+  check(cudaDriverGetVersion(&version), "the driver");
+  return version;
+}
+
 }  // namespace
 }  // namespace optlayer
 
 STABLE_TORCH_LIBRARY_FRAGMENT(optlayer_native, m) {
   // What was built for CUDA, as lines "key=value".
   m.def("cuda_info() -> str");
+  // The newest CUDA that the driver runs, 13020 for 13.2; 0 where there is no driver.
+  m.def("cuda_driver() -> int");
 }
 STABLE_TORCH_LIBRARY_IMPL(optlayer_native, CUDA, m) {
   m.impl("entropic_qp", TORCH_BOX(&optlayer::entropic::qp<optlayer::Gpu>));
@@ -211,4 +222,5 @@ STABLE_TORCH_LIBRARY_IMPL(optlayer_native, CUDA, m) {
 }
 STABLE_TORCH_LIBRARY_IMPL(optlayer_native, CompositeExplicitAutograd, m) {
   m.impl("cuda_info", TORCH_BOX(&optlayer::cuda_info));
+  m.impl("cuda_driver", TORCH_BOX(&optlayer::cuda_driver));
 }

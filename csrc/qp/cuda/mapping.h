@@ -33,6 +33,8 @@ constexpr Step STEPS_OF_TEAMS[] = {{4, 1}, {12, 8}, {40, 32}, {1 << 30, 128}};
 
 constexpr int TEAMS[] = {1, 8, 32, 128};
 constexpr size_t MOST_WORKSPACE = (size_t)2 << 30;  // slow memory of all teams
+// Blocks of a processor where threads work alone: a warp for each of its four parts. More would have less memory each.
+constexpr int MOST_BLOCKS_ALONE = 4;
 
 inline int team_for(int n, int rows) {
   const int size = rows < 2 * n ? (rows > n ? rows : n) : 2 * n;
@@ -45,10 +47,20 @@ struct Mapping {
   int team = 1;      // threads a problem
   int threads = 32;  // of a block
   int blocks = 0;
+  int together = 1;        // blocks of a processor at once
   Room room;               // fast memory of a team
   size_t fast = 0;         // of a block
   int teams() const { return threads / team; }  // of a block
 };
+
+// Bytes of fast memory for each of a block's teams: as many of `most` as a workspace of `all` wants. Teams of one warp read
+// the same entry of their workspaces at once, each of its own: workspaces that are an odd number of such reads apart lie
+// in different banks.
+inline size_t fast_memory(int team, size_t all, size_t most) {
+  if (team >= 32) return all < most ? all : most / 16 * 16;
+  const size_t read = sizeof(double) * (size_t)team, wanted = ((all + read - 1) / read) | 1, there = most / read;
+  return read * (wanted <= there ? wanted : there == 0 ? 0 : (there - 1) | 1);
+}
 
 // Teams whose workspaces a processor holds when it has as many threads as their registers permit: so much fast memory is
 // there for each. `registers` are those of one thread.
@@ -63,22 +75,29 @@ inline Mapping mapping(const Limits& gpu, int team, int registers, int64_t B, co
   int64_t blocks = gpu.threads / to.threads;
   if (blocks > by_registers) blocks = by_registers;
   if (blocks > 16) blocks = 16;
+  if (team == 1 && blocks > MOST_BLOCKS_ALONE) blocks = MOST_BLOCKS_ALONE;
   if (blocks < 1) blocks = 1;
   const int64_t wanted = (B + teams - 1) / teams, each = (wanted + gpu.processors - 1) / gpu.processors;
   if (blocks > each) blocks = each;  // fewer blocks than would fit have more room
   size_t budget = gpu.shared / (size_t)blocks / 256 * 256;  // a block's share is dealt out in such pieces at most
   budget = budget > gpu.reserved ? budget - gpu.reserved : 0;
   if (budget > gpu.shared_block) budget = gpu.shared_block;
-  budget = budget / (size_t)teams / 16 * 16;
-  if (team == 1) budget = 0;  // the caches serve threads that go their own ways better
+  to.together = (int)blocks;
   to.room.vector = need.vector;
-  to.room.vectors = need.vectors < budget ? need.vectors : budget;
-  const size_t left = budget - to.room.vectors, matrices = need.all - need.vectors;
-  to.room.matrices = matrices < left ? matrices : left;
-  to.fast = (to.room.vectors + to.room.matrices) * (size_t)teams;
+  to.room.fast = fast_memory(team, need.all, budget / (size_t)teams);
+  to.room.kept = need.vectors / 5 * 2;  // about those of the interior point method, which are taken first
+  to.fast = to.room.fast * (size_t)teams;
   const int64_t most = blocks * gpu.processors;
   to.blocks = (int)(wanted < most ? wanted : most);
   return to;
+}
+
+// The part of a processor's memory that its blocks want for fast memory, in percent; the rest is left to the cache, where
+// the threads' own variables are.
+inline int fast_share(const Limits& gpu, const Mapping& to) {
+  const size_t wanted = ((to.fast + gpu.reserved + 255) / 256 * 256) * (size_t)to.together;
+  const size_t share = (100 * wanted + gpu.shared - 1) / gpu.shared;
+  return share < 100 ? (int)share : 100;
 }
 
 // No more blocks than the slow memory holds the workspaces of: `slow` bytes a team.
