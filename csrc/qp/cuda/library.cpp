@@ -111,6 +111,15 @@ const Engine& team_engine(const std::vector<const Engine*>& engines, int n, int 
   STD_TORCH_CHECK(false, "OPTLAYER_TEAM is ", wanted, ", expected one of 1, 8, 32, 128");
 }
 
+// What a launch may have: of the fast memory so many percent as the environment variable OPTLAYER_FAST says, if it is set.
+Limits within(Limits limits) {
+  const char* wanted = getenv("OPTLAYER_FAST");
+  const int percent = wanted != nullptr && *wanted != 0 ? atoi(wanted) : 100;
+  STD_TORCH_CHECK(percent >= 0 && percent <= 100, "OPTLAYER_FAST is ", wanted, ", expected a number from 0 to 100");
+  if (percent < 100) limits.shared = limits.shared / 100 * (size_t)percent;
+  return limits;
+}
+
 template <class Call>
 void run(const Place& place, const Call& call, int team, const Kernel<Call>& kernel) {
   const torch::stable::accelerator::DeviceGuard guard(place.index);
@@ -118,7 +127,7 @@ void run(const Place& place, const Call& call, int team, const Kernel<Call>& ker
   Allowed& allowed = prepared(place.index, kernel.function);
   Grounds grounds;
   Mapping& to = grounds.mapping;
-  to = mapping(allowed.limits, team, allowed.registers, call.B, kernel.need(call));
+  to = mapping(within(allowed.limits), team, allowed.registers, call.B, kernel.need(call));
   grounds.slow = kernel.slow(call, to.room);
   bound(to, grounds.slow);
   const int share = fast_share(allowed.limits, to);
