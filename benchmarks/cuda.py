@@ -9,7 +9,7 @@ every solver can be verified before it counts (audit.py), a right gradient by q 
 That goes by P, q, G and h. A rate is the right answers of a batch over the best of three measured means; the clock
 stops when the GPU has finished. Each solver is asked for 1e-8, absolute (float32: 1e-5, absolute and relative), but for
 cuPIQP, which has 1e-8 absolute and 1e-9 relative; what that allocates for a shape is not part of its time. The solver
-native@8 is ours with teams of 8 threads a problem, native@8/60 with no more than 60 % of the shared memory besides.
+native@8 is ours with teams of 8 threads a problem, native@8/80 with 80 % of the shared memory besides.
 
 The limits are measured in the same run: the bandwidth of a copy and the rate of a matrix product bound the rate from
 above by bytes (what has to be read and written once) and by operations (those of the method at full accuracy,

@@ -206,18 +206,21 @@ def resources(team: int) -> dict[str, Resources]:
     return found
 
 
-def residency() -> list[tuple[int, ...]]:
-    """For each size the team, then of the solver and of the backward pass: blocks and problems of a multiprocessor,
-    bytes of a workspace and those of them in fast memory."""
-    source = str(ROOT / "benchmarks" / "residency.cpp")
+def residency(registers: dict[int, tuple[int, int]]) -> list[tuple[int, ...]]:
+    """For each size its team and whether the factor of the interior point method lies in fast memory; then, of the
+    solver and of the backward pass, blocks and problems of a multiprocessor, bytes of a workspace and those of them in
+    fast memory.
+
+    Args: the registers of a thread of both kernels, by team.
+    """
+    sources = [str(ROOT / "benchmarks" / "residency.cpp"), str(ROOT / "tests" / "native" / "emulator.cpp")]
     rows = []
     with tempfile.TemporaryDirectory() as folder:
-        for team in TEAMS:
-            program, used = f"{folder}/team_{team}", resources(team)
-            emulator = str(ROOT / "tests" / "native" / "emulator.cpp")
-            subprocess.run([*COMPILER, *EMULATE, *chosen(team), source, emulator, "-o", program], check=True)
-            numbers = (*H200, used["Solver"].registers, used["Backward"].registers, *SIZES)
-            done = subprocess.run([program, *map(str, numbers)], check=True, capture_output=True, text=True)
+        for team, used in registers.items():
+            program = f"{folder}/team_{team}"
+            subprocess.run([*COMPILER, *EMULATE, *chosen(team), *sources, "-o", program], check=True)
+            numbers = map(str, (*H200, *used, *SIZES))
+            done = subprocess.run([program, *numbers], check=True, capture_output=True, text=True)
             for line in done.stdout.splitlines():
                 n, *facts = (int(word) for word in line.split())
                 rows.append((n, team, *facts))
@@ -247,6 +250,7 @@ def main(arguments: list[str] | None = None) -> None:
     library = compile_library()
     seconds = None if options.kept else processor_time() - before
     kernels = {(name, team): found for team in TEAMS for name, found in resources(team).items()}
+    registers = {team: (kernels["Solver", team].registers, kernels["Backward", team].registers) for team in TEAMS}
     found = {team: agreement(path) for team, path in emulators().items()}
     largest: list[tuple[Any, ...]] = []
     for team, dtype in itertools.product(TEAMS, ("float64", "float32")):
@@ -268,9 +272,9 @@ def main(arguments: list[str] | None = None) -> None:
                 [(name, team, *used) for (name, team), used in sorted(kernels.items())],
             ),
             "problems at once on one of the 132 multiprocessors of an H200": (
-                ("n = m", "threads a problem", "blocks", "problems", "workspace, bytes", "of it fast")
+                ("n = m", "threads a problem", "factor fast", "blocks", "problems", "workspace, bytes", "of it fast")
                 + ("backward: blocks", "problems", "workspace, bytes", "of it fast"),
-                residency(),
+                [(n, team, bool(fast), *facts) for n, team, fast, *facts in residency(registers)],
             ),
             "library": f"{library.stat().st_size / 1e6:.1f} MB for architecture 9.0, with its PTX"
             + (f"; compiled in {seconds / 60:.1f} min of processor time" if seconds else ""),

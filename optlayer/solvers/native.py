@@ -7,7 +7,7 @@
     OPTLAYER_CUDA=0            leave the engine for CUDA alone
     OPTLAYER_CUDA_LIBRARY=PATH load this file instead of the one in the package
     OPTLAYER_TEAM=8            threads of a GPU that work on one problem, instead of what its size suggests
-    OPTLAYER_FAST=60           percent of a GPU's shared memory that workspaces may have; the rest is for its cache
+    OPTLAYER_FAST=80           percent of a GPU's shared memory for workspaces, instead of 53; the rest is for its cache
 
 They solve float64 and float32 problems on the CPU, and on GPUs where torch has CUDA.  What they cannot decide they
 leave to another engine.

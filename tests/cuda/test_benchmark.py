@@ -55,14 +55,14 @@ def test_ours_must_satisfy_the_referee_with_its_multipliers() -> None:
 
 def test_it_runs_and_stops_in_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    options = ["--device", "cpu", "--quick", "--sizes", "3", "--solvers", "native,reference,native@8/60"]
+    options = ["--device", "cpu", "--quick", "--sizes", "3", "--solvers", "native,reference,native@8/80"]
     assert cuda.main([*options, "--batches", "6,1", "--seconds", "0"]) == 0
     assert "OPTLAYER_TEAM" not in os.environ and "OPTLAYER_FAST" not in os.environ
     found = json.loads((tmp_path / "out" / "cuda.json").read_text())
     lines = [(line["what"], line["batch"]) for line in found["measures"]]
     assert lines == [(what, batch) for batch in (6, 1) for what in cuda.PASSES]
     for line in found["measures"]:
-        assert line["right"] == {"native": 1.0, "reference": 1.0, "native@8/60": 1.0}
+        assert line["right"] == {"native": 1.0, "reference": 1.0, "native@8/80": 1.0}
         assert all(rate > 0 and math.isfinite(rate) for rate in line["rates"].values())
     assert cuda.main([*options, "--within", "0"]) == 0
     assert json.loads((tmp_path / "out" / "cuda.json").read_text())["measures"] == []

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import itertools
-import os
 import shutil
 import subprocess
 from collections.abc import Callable
@@ -12,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.cuda_without_gpu import COMPILER, SIZES, TEAMS, residency
+
 ROOT = Path(__file__).resolve().parents[2]
-COMPILER = os.environ.get("CXX", "c++").split()
-TEAMS = (1, 8, 32, 128)
 # Multiprocessors and their threads, shared memory in KB (of one, and the most of a block), as CUDA's guide tells them.
 GPUS = {
     "7.5, T4": (40, 1024, 64, 64),
@@ -88,3 +87,15 @@ def test_a_large_batch_occupies_the_whole_gpu(ask: Ask) -> None:
         for team in TEAMS:
             ((_, blocks, *_),) = ask([(*limits, team, 128, 1_000_000, *NEEDS[1])])
             assert blocks >= processors and blocks % processors == 0
+
+
+@pytest.mark.slow
+def test_what_every_step_reads_lies_in_fast_memory() -> None:
+    """The factor of the interior point method on an H200, up to n = m = 100: 80 KB for each of two blocks there."""
+    if shutil.which(COMPILER[0]) is None:
+        pytest.skip(f"no C++ compiler {COMPILER[0]}")
+    rows = residency(dict.fromkeys(TEAMS, (255, 255)))
+    assert sorted(n for n, *_ in rows) == list(SIZES)
+    for n, team, factor, blocks, problems, workspace, fast, *_ in rows:
+        assert factor == (n <= 100) and fast <= workspace
+        assert problems == blocks * (32 // team if team < 32 else 1)

@@ -111,13 +111,12 @@ const Engine& team_engine(const std::vector<const Engine*>& engines, int n, int 
   STD_TORCH_CHECK(false, "OPTLAYER_TEAM is ", wanted, ", expected one of 1, 8, 32, 128");
 }
 
-// What a launch may have: of the fast memory so many percent as the environment variable OPTLAYER_FAST says, if it is set.
-Limits within(Limits limits) {
+// The percentage of mapping.h, or that of the environment variable OPTLAYER_FAST.
+int fast_percent() {
   const char* wanted = getenv("OPTLAYER_FAST");
-  const int percent = wanted != nullptr && *wanted != 0 ? atoi(wanted) : 100;
+  const int percent = wanted != nullptr && *wanted != 0 ? atoi(wanted) : SHARE;
   STD_TORCH_CHECK(percent >= 0 && percent <= 100, "OPTLAYER_FAST is ", wanted, ", expected a number from 0 to 100");
-  if (percent < 100) limits.shared = limits.shared / 100 * (size_t)percent;
-  return limits;
+  return percent;
 }
 
 template <class Call>
@@ -127,7 +126,7 @@ void run(const Place& place, const Call& call, int team, const Kernel<Call>& ker
   Allowed& allowed = prepared(place.index, kernel.function);
   Grounds grounds;
   Mapping& to = grounds.mapping;
-  to = mapping(within(allowed.limits), team, allowed.registers, call.B, kernel.need(call));
+  to = mapping(allowed.limits, team, allowed.registers, call.B, kernel.need(call), fast_percent());
   grounds.slow = kernel.slow(call, to.room);
   bound(to, grounds.slow);
   const int share = fast_share(allowed.limits, to);

@@ -33,6 +33,10 @@ constexpr Step STEPS_OF_TEAMS[] = {{4, 1}, {12, 8}, {40, 32}, {1 << 30, 128}};
 
 constexpr int TEAMS[] = {1, 8, 32, 128};
 constexpr size_t MOST_WORKSPACE = (size_t)2 << 30;  // slow memory of all teams
+// Of a processor's fast memory, in percent: more goes to workspaces only for what every step reads. Its cache, which is the
+// same memory, has the threads' own variables: most are pointers into the workspace, and there are more reads of them than
+// of the workspace.
+constexpr int SHARE = 53;
 // Blocks of a processor where threads work alone: a warp for each of its four parts. More would have less memory each.
 constexpr int MOST_BLOCKS_ALONE = 4;
 
@@ -64,7 +68,7 @@ inline size_t fast_memory(int team, size_t all, size_t most) {
 
 // Teams whose workspaces a processor holds when it has as many threads as their registers permit: so much fast memory is
 // there for each. `registers` are those of one thread.
-inline Mapping mapping(const Limits& gpu, int team, int registers, int64_t B, const Need& need) {
+inline Mapping mapping(const Limits& gpu, int team, int registers, int64_t B, const Need& need, int share = SHARE) {
   Mapping to;
   to.team = team;
   to.threads = team < 32 ? 32 : team;
@@ -84,8 +88,11 @@ inline Mapping mapping(const Limits& gpu, int team, int registers, int64_t B, co
   if (budget > gpu.shared_block) budget = gpu.shared_block;
   to.together = (int)blocks;
   to.room.vector = need.vector;
+  to.room.kept = need.vectors / 3;  // about those of the interior point method, which are taken first
+  const size_t hot = (to.room.kept + (need.all - need.vectors) / 6) * (size_t)teams;  // and one matrix, its factor
+  const size_t usual = budget / 100 * (size_t)share, enough = hot > usual ? hot : usual;
+  if (budget > enough) budget = enough;
   to.room.fast = fast_memory(team, need.all, budget / (size_t)teams);
-  to.room.kept = need.vectors / 5 * 2;  // about those of the interior point method, which are taken first
   to.fast = to.room.fast * (size_t)teams;
   const int64_t most = blocks * gpu.processors;
   to.blocks = (int)(wanted < most ? wanted : most);
