@@ -76,7 +76,7 @@ auto qp(Optional P, Tensor q, Optional G, Optional h, Optional A, Optional b, Op
                     make(place, batch, n, type),
                     make(place, batch, n + r + n, type),
                     make(place, batch, 2 * n + 2 * r + 2, full),
-                    make(place, batch, keep_factor ? (n * (n + 1) + k * (k + 1)) / 2 : 0, full),
+                    make(place, batch, keep_factor ? factor_size(n, k) : 0, full),
                     make(place, batch, k, whole)};
   void** floats[] = {&call.x, &call.y, &call.z, &call.z_box, &call.s};
   for (int i = 0; i < 5; i++) *floats[i] = out[i].mutable_data_ptr();
@@ -125,7 +125,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> with_kkt(const Optional& P, const Opt
   call.G = matrices.matrix(G, m, n, "G"), call.A = matrices.matrix(A, p, n, "A");
   call.state = matrices.vector(state, 2 * n + 2 * r + 2, full, "state");
   call.index = matrices.vector(index, k, ScalarType::Long, "index");
-  if (length(factor) > 0) call.factor = matrices.vector(factor, (n * (n + 1) + k * (k + 1)) / 2, full, "factor");
+  if (length(factor) > 0) call.factor = matrices.vector(factor, factor_size(n, k), full, "factor");
   call.rx = vectors.columns(rx, n, extra, "rx"), call.ry = vectors.columns(ry, p, extra, "ry");
   call.rz = vectors.columns(rz, m, extra, "rz"), call.r_box = vectors.columns(r_box, n, extra, "r_box");
 

@@ -3,9 +3,8 @@
 // factor that was kept or one made anew from the state.
 #pragma once
 
-#include "lanes.h"
+#include "least_norm.h"
 #include "load.h"
-#include "system.h"
 
 namespace optlayer {
 namespace OPTLAYER_ISA {
@@ -17,13 +16,13 @@ struct Adjoint {
   const KktCall& call;
   int n, m, p, r;
   Program<V> Q;
-  System<V> system;
+  LeastNorm<V> solver;
   V *state, *rx, *rv, *r_box, *ux, *uv, *u_box;
 
   OPTLAYER_METHOD Adjoint(const KktCall& given, Arena& arena)
       : call(given), n(given.n), m(given.m), p(given.p), r(given.m + given.p) {
     Q.lay_out(arena, n, m, p);
-    system.lay_out(arena, n, r, call.single);
+    solver.lay_out(arena, n, r, call.single);
     state = arena.take<V>(2 * n + 2 * r + 2);
     for (V** t : {&rx, &r_box, &ux, &u_box}) *t = arena.take<V>(n);
     for (V** t : {&rv, &uv}) *t = arena.take<V>(r);
@@ -39,9 +38,10 @@ struct Adjoint {
     V *D = state, *w_box = state + n, *E = state + 2 * n, *w = E + r;
     Q.D = D, Q.E = E, Q.c = w[r];
     load_program(elements);
-    system.weigh(w, w_box);
+    System<V>& K = solver.K;
+    K.weigh(w, w_box);
     const V cap = select(*kind == V(2), V(0), V(1));
-    ok = (call.factor.data != nullptr ? restore(elements, cap) : system.factor(Q, cap)) && ok;
+    ok = (call.factor.data != nullptr ? restore(elements, cap) : K.factor(Q, cap)) && ok;
     for (int64_t i = 0; i < call.R; i++) {
       V nonzero(0);
       load_column(call.rx, i, elements, n, rx, nonzero);
@@ -51,7 +51,7 @@ struct Adjoint {
       sync();
       for (int j = own(0); j < n; j += TEAM) rx[j] *= Q.c * D[j], r_box[j] = r_box[j] / D[j];
       for (int k = own(0); k < r; k += TEAM) rv[k] *= E[k];
-      system.solve(Q, rx, rv, r_box, REFINEMENTS, ok, ux, uv, u_box);
+      solver.solve(Q, rx, rv, r_box, REFINEMENTS, ok, ux, uv, u_box);
       const V cost = V(1) / Q.c;
       for (int j = own(0); j < n; j += TEAM) ux[j] *= D[j], u_box[j] = u_box[j] * cost / D[j];
       for (int k = own(0); k < r; k += TEAM) uv[k] *= E[k] * cost;
@@ -117,13 +117,14 @@ struct Adjoint {
       index[l] = static_cast<const int64_t*>(call.index.data) + call.index.offset(elements.at[l]);
       at[l] = call.factor.offset(elements.at[l]);
     }
-    system.restore(Q, cap, index);
-    const Split<V>& split = system.split;
+    System<V>& K = solver.K;
+    K.restore(Q, cap, index);
+    const Split<V>& split = K.split;
     const double* factor = static_cast<const double*>(call.factor.data);
     load_lower(factor, at, n, split.L, split.ld);
     for (int l = 0; l < lanes<V>; l++) at[l] += triangle(n);
     load_lower(factor, at, split.k, split.F, split.ldf);
-    system.restored();
+    K.restored();
     return Mask<V>(true);
   }
 

@@ -18,6 +18,10 @@
 
 namespace optlayer {
 
+// Entries of a lower triangle, which lies row after row in the caller's arrays, and of the two in a factor that is kept.
+OPTLAYER_PLAIN int64_t triangle(int64_t rows) { return rows * (rows + 1) / 2; }
+OPTLAYER_PLAIN int64_t factor_size(int64_t n, int64_t slots) { return triangle(n) + triangle(slots); }
+
 // One tensor argument; `data` is null where the block is absent. float32 and float64 are told apart by the call.
 struct Input {
   const void* data = nullptr;

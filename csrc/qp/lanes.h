@@ -7,6 +7,7 @@
 #pragma once
 
 #include "../common/team.h"
+#include "call.h"
 
 namespace optlayer {
 namespace OPTLAYER_ISA {
@@ -254,9 +255,6 @@ OPTLAYER_FUNCTION void symmetrise(V* M, int ld, int n) {
       low = high = V(0.5) * (low + high);
     }
 }
-
-// Entries of a lower triangle, which lies row after row in the caller's arrays.
-OPTLAYER_INLINE int64_t triangle(int64_t rows) { return rows * (rows + 1) / 2; }
 
 // The first k rows of a lower triangle.
 template <class V>

@@ -13,7 +13,6 @@
 #pragma once
 
 #include "contract.h"
-#include "lanes.h"
 #include "load.h"
 #include "newton.h"
 #include "system.h"
@@ -378,11 +377,9 @@ struct Polisher {
     }
   }
 
-  OPTLAYER_METHOD int64_t factor_size() const { return triangle(n) + triangle(system.slots); }
-
   // Nothing is left uninitialised.
   OPTLAYER_METHOD void clear_factor(const SolveCall& call, const Elements<V>& elements, Mask<V> which) {
-    const int64_t slots = system.slots, size = factor_size();
+    const int64_t slots = system.slots, size = factor_size(n, slots);
     for (int l = 0; l < elements.used; l++) {
       if (!lane_of(which, l)) continue;
       for (int64_t i = own(0); i < slots; i += TEAM) call.index[elements.at[l] * slots + i] = 0;
@@ -394,14 +391,14 @@ struct Polisher {
   OPTLAYER_METHOD void store_factor(const SolveCall& call, const Elements<V>& elements, Mask<V> which) {
     const Split<V>& split = system.split;
     const int slots = system.slots;
+    const int64_t size = factor_size(n, slots);
     int64_t offsets[lanes<V>];
-    for (int l = 0; l < lanes<V>; l++) offsets[l] = lane_of(which, l) ? elements.at[l] * factor_size() : -factor_size();
+    for (int l = 0; l < lanes<V>; l++) offsets[l] = lane_of(which, l) ? elements.at[l] * size : -size;
     store_lower(split.L, split.ld, n, n, call.factor, offsets, elements.used);
     for (int l = 0; l < lanes<V>; l++) offsets[l] += offsets[l] < 0 ? 0 : triangle(n);
     store_lower(split.F, split.ldf, split.k, slots, call.factor, offsets, elements.used);
-    for (int l = 0; l < elements.used; l++) {
+    for (int l = 0; l < elements.used && rank() == 0; l++) {
       if (!lane_of(which, l)) continue;
-      if (rank() != 0) continue;
       int64_t* index = call.index + elements.at[l] * slots;
       int kept = 0;
       while (kept < split.used[l]) index[kept] = split.heavy[kept * lanes<V> + l], kept++;

@@ -22,10 +22,7 @@ struct System {
   static constexpr double CONDENSED = 1e8;  // the largest weight that may be condensed and leave P eight digits
   static constexpr double WORTHWHILE = 0.7;  // a refinement that leaves more than this of the residual is the last
   static constexpr double SLOWER = 1e3, NEAR_ROUNDING = 1e-11;  // so is one that gains that much less, near rounding
-  static constexpr double INCONSISTENT = 1e-7;  // a right-hand side that leaves more is outside the range of K
   static constexpr double SURE = 1e-6;                 // a gain that the next refinement is sure to have again
-  static constexpr double PURE = 1e-7;                 // of the whole: what is left of a part is 1e-4 of what was taken out
-  static constexpr int PASSES = 6;
   static constexpr int WHOLE = 24;  // rows in the range space up to which light ones are not left out
   static constexpr double ROUNDING = 4e-15;  // of the right-hand side: what is left is rounding
 
@@ -42,26 +39,23 @@ struct System {
   V *Px, *Aty, *Gtz, *Cx;                   // and its products
   V *try_x, *try_v, *try_a, *try_b;         // the next
   V *try_Px, *try_Aty, *try_Gtz, *try_Cx;
-  V *right_x, *right_v;                     // a right-hand side that is projected
   V size;                                   // of the right-hand side
-  // What counts as zero in scaled data, which may have been rounded to float32: a zero eigenvalue of P is negative then.
-  double rho;         // regularises K, and is its delta: in float64 two refinements reach rounding
-  double tiny_pivot;  // squared: below it K may be singular
-  double vanishing;   // of a vector: K maps it to zero, but for rounding
+  // Regularises K, and is its delta: in float64 two refinements reach rounding. Data may have been rounded to float32, so
+  // that a zero eigenvalue of P is negative.
+  double rho;
   V first_Px, first_Cx;                     // norms at the start
 
   // The split's memory may be shared with another one that is not needed meanwhile.
   OPTLAYER_METHOD void lay_out(Arena& arena, int n_, int r_, bool single, const Split<V>* shared = nullptr) {
-    rho = single ? 1e-6 : 1e-12, tiny_pivot = single ? 1e-3 : 1e-8, vanishing = single ? 1e-6 : 1e-13;
-    n = n_, r = r_, slots = r_ < 2 * n_ ? r_ : 2 * n_, bare = bounded = false;
+    rho = single ? 1e-6 : 1e-12, n = n_, r = r_, slots = r_ < 2 * n_ ? r_ : 2 * n_, bare = bounded = false;
     if (shared == nullptr) {
       split.lay_out(arena, n, r, slots);
     } else {
       split = *shared, split.capacity = slots, split.ldf = leading<V>(slots);
     }
     L = split.L, inv = split.inv;
-    for (V** t : {&compliance, &there, &weight, &v, &b, &Cx, &try_v, &try_b, &try_Cx, &right_v}) *t = arena.take<V>(r);
-    for (V** t : {&free, &stiff, &diagonal, &x, &a, &Px, &Aty, &Gtz, &try_x, &try_a, &try_Px, &try_Aty, &try_Gtz, &right_x})
+    for (V** t : {&compliance, &there, &weight, &v, &b, &Cx, &try_v, &try_b, &try_Cx}) *t = arena.take<V>(r);
+    for (V** t : {&free, &stiff, &diagonal, &x, &a, &Px, &Aty, &Gtz, &try_x, &try_a, &try_Px, &try_Aty, &try_Gtz})
       *t = arena.take<V>(n);
   }
 
@@ -242,126 +236,6 @@ struct System {
       u_box[j] = bounded ? select(free[j] > V(0), pull_of_bound(x, r_box, j), rx[j] - Px[j] - (Aty[j] + Gtz[j])) : V(0);
   }
 
-  // The same from nothing, where a right-hand side outside the range of a singular K is projected on it: the least
-  // squares solution of least norm. Writes ux, uv and u_box; NaN for a right-hand side that is not finite.
-  OPTLAYER_METHOD void solve(const Program<V>& Q, const V* rx, const V* rv, const V* r_box, int refinements,
-                             Mask<V> which, V* ux, V* uv, V* u_box) {
-    refine(Q, rx, rv, r_box, false, refinements, which, false);
-    const V whole = size;
-    const Mask<V> sound = finite(whole), lost = which && sound && larger(norm(a, n), norm(b, r)) > V(INCONSISTENT) * whole;
-    const Mask<V> vague = which && sound && (singular() || lost);
-    if (any(lost)) {
-      project(Q, rx, rv, r_box, refinements, lost, ux, uv);
-      rx = right_x, rv = right_v;
-    }
-    if (any(vague)) shorten(Q, rx, rv, r_box, vague);
-    for (int j = own(0); j < n; j += TEAM) ux[j] = select(sound, x[j], V(NAN));
-    for (int i = own(0); i < r; i += TEAM) uv[i] = select(sound, v[i], V(NAN));
-    boxes(rx, r_box, u_box);
-    for (int j = own(0); j < n; j += TEAM) u_box[j] = select(sound, u_box[j], V(NAN));
-  }
-
- private:
-  // Where K is singular, or so nearly that rho and delta make the difference: solutions are not unique, or multipliers.
-  OPTLAYER_METHOD Mask<V> singular() const {
-    Mask<V> found(false);
-    for (int j = own(0); j < n; j += TEAM) found = found || split.inv[j] * split.inv[j] * V(tiny_pivot) > V(1);
-    for (int s = own(0); s < split.k; s += TEAM) {
-      const V reach = split.root[s] * split.inv_f[s];
-      found = found || reach * reach * V(tiny_pivot) > V(1);
-    }
-    return team_any(found);
-  }
-
-  // The part of (try_x, try_v) that K maps to zero: (K + R)^-1 R, where R is the regularisation, leaves it as it is and
-  // rho of all else. Twice, that nearly singular directions are spared. Returns the lanes where K does so indeed.
-  OPTLAYER_METHOD Mask<V> null_part(const Program<V>& Q) {
-    for (int pass = 0; pass < 2; pass++) {
-      for (int j = own(0); j < n; j += TEAM) try_a[j] = V(rho) * free[j] * try_x[j];
-      for (int i = own(0); i < r; i += TEAM) try_b[i] = V(-rho) * there[i] * try_v[i];
-      solve_factored(Q, try_a, try_b, try_x, try_v);
-    }
-    for (int j = own(0); j < n; j += TEAM) try_x[j] *= free[j], try_Aty[j] = V(0);
-    product(Q.P, Q.ld, n, n, try_x, try_Px);
-    product(Q.C, Q.ld, r, n, try_x, try_Cx);
-    product_transposed(Q.C, Q.ld, r, n, try_v, try_Aty);
-    V left(0);
-    for (int j = own(0); j < n; j += TEAM) left = larger(free[j] * absolute(try_Px[j] + try_Aty[j] + stiff[j] * try_x[j]), left);
-    for (int i = own(0); i < r; i += TEAM) left = larger(there[i] * absolute(try_Cx[i] - compliance[i] * try_v[i]), left);
-    return team_max(left) <= V(vanishing) * larger(norm(try_x, n), norm(try_v, r));
-  }
-
-  // Project the right-hand side on the range of K in the lanes of `lost`, to right_x and right_v, and solve again there.
-  OPTLAYER_METHOD void project(const Program<V>& Q, const V* rx, const V* rv, const V* r_box, int refinements,
-                               Mask<V> lost, V* keep_x, V* keep_v) {
-    const V whole = size;
-    for (int j = own(0); j < n; j += TEAM) right_x[j] = rx[j], keep_x[j] = x[j];
-    for (int i = own(0); i < r; i += TEAM) right_v[i] = rv[i], keep_v[i] = v[i];
-    Mask<V> going = lost;
-    for (int pass = 0; pass < PASSES && any(going); pass++) {
-      for (int j = own(0); j < n; j += TEAM) try_x[j] = free[j] * right_x[j] * V(1 / rho);
-      for (int i = own(0); i < r; i += TEAM) try_v[i] = select(there[i] > V(0), right_v[i] * V(-1 / rho), V(0));
-      going = going && null_part(Q);
-      V most(0);
-      for (int j = own(0); j < n; j += TEAM) {
-        const V part = select(going, V(rho) * try_x[j], V(0));
-        right_x[j] -= part, most = larger(absolute(part), most);
-      }
-      for (int i = own(0); i < r; i += TEAM) {
-        const V part = select(going, V(-rho) * try_v[i], V(0));
-        right_v[i] -= part, most = larger(absolute(part), most);
-      }
-      going = going && team_max(most) > V(PURE) * whole;
-    }
-    refine(Q, right_x, right_v, r_box, false, refinements, lost, false);
-    for (int j = own(0); j < n; j += TEAM) x[j] = select(lost, x[j], keep_x[j]);
-    for (int i = own(0); i < r; i += TEAM) v[i] = select(lost, v[i], keep_v[i]);
-    if (bounded) refresh(Q, right_x, right_v, r_box);
-  }
-
-  // Take the part that K maps to zero out of x and v in the lanes of `which`.
-  OPTLAYER_METHOD void shorten(const Program<V>& Q, const V* rx, const V* rv, const V* r_box, Mask<V> which) {
-    for (int pass = 0; pass < PASSES && any(which); pass++) {
-      for (int j = own(0); j < n; j += TEAM) try_x[j] = x[j];
-      for (int i = own(0); i < r; i += TEAM) try_v[i] = v[i];
-      which = which && null_part(Q);
-      for (int j = own(0); j < n; j += TEAM) x[j] = select(which, x[j] - try_x[j], x[j]);
-      for (int i = own(0); i < r; i += TEAM) v[i] = select(which, v[i] - try_v[i], v[i]);
-      const V left = larger(norm(x, n), norm(v, r)), gone = larger(norm(try_x, n), norm(try_v, r));
-      which = which && gone > V(PURE) * left;
-    }
-    if (bounded) refresh(Q, rx, rv, r_box);
-  }
-
-  // The products at x and v.
-  OPTLAYER_METHOD void refresh(const Program<V>& Q, const V* rx, const V* rv, const V* r_box) {
-    for (int j = own(0); j < n; j += TEAM) try_x[j] = x[j];
-    for (int i = own(0); i < r; i += TEAM) try_v[i] = v[i];
-    residual(Q, rx, rv, r_box);
-    keep(Mask<V>(true), Mask<V>(true));
-  }
-
-  // All rows in their order, also those of weight 0: where they are few that is quicker than to choose.
-  OPTLAYER_METHOD Mask<V> take_all() {
-    split.k = r, split.condensed = false;
-    for (int i = own(0); i < r; i += TEAM) {
-      split.gamma[i] = V(0), split.root[i] = square_root(weight[i]);
-      for (int l = 0; l < lanes<V>; l++) split.heavy[i * lanes<V> + l] = split.slot[i * lanes<V> + l] = i;
-    }
-    for (int l = 0; l < lanes<V>; l++) split.used[l] = r;
-    return Mask<V>(true);
-  }
-
-  // Heavy rows that are not among those kept are condensed where their weight permits.
-  OPTLAYER_METHOD void condense(V cap) {
-    for (int i = own(0); i < r; i += TEAM)
-      for (int l = 0; l < lanes<V>; l++) {
-        const double whole = lane(weight[i], l);
-        const bool left_out = split.slot[i * lanes<V> + l] == split.capacity && whole > lane(cap, l);
-        if (left_out && whole <= CONDENSED) lane(split.gamma[i], l) = whole;
-      }
-  }
-
   // The residuals try_a, try_b at try_x, try_v and their norm; NaN shows.
   OPTLAYER_METHOD V residual(const Program<V>& Q, const V* rx, const V* rv, const V* r_box) {
     const int p = Q.p, m = Q.m, ld = Q.ld;
@@ -429,6 +303,28 @@ struct System {
     if (!split.condensed) return;
     product(Q.C, Q.ld, r, n, dx, g);
     for (int i = own(0); i < r; i += TEAM) dv[i] += split.gamma[i] * (g[i] - rb[i]);
+  }
+
+ private:
+  // All rows in their order, also those of weight 0: where they are few that is quicker than to choose.
+  OPTLAYER_METHOD Mask<V> take_all() {
+    split.k = r, split.condensed = false;
+    for (int i = own(0); i < r; i += TEAM) {
+      split.gamma[i] = V(0), split.root[i] = square_root(weight[i]);
+      for (int l = 0; l < lanes<V>; l++) split.heavy[i * lanes<V> + l] = split.slot[i * lanes<V> + l] = i;
+    }
+    for (int l = 0; l < lanes<V>; l++) split.used[l] = r;
+    return Mask<V>(true);
+  }
+
+  // Heavy rows that are not among those kept are condensed where their weight permits.
+  OPTLAYER_METHOD void condense(V cap) {
+    for (int i = own(0); i < r; i += TEAM)
+      for (int l = 0; l < lanes<V>; l++) {
+        const double whole = lane(weight[i], l);
+        const bool left_out = split.slot[i * lanes<V> + l] == split.capacity && whole > lane(cap, l);
+        if (left_out && whole <= CONDENSED) lane(split.gamma[i], l) = whole;
+      }
   }
 
   // u = H^-1 u on the free variables.
