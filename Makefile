@@ -56,7 +56,6 @@ test-cuda: cuda
 	@OPTLAYER_REQUIRE_CUDA=1 $(PY) -m pytest -q -m cuda tests/cuda
 	@OPTLAYER_REQUIRE_CUDA=1 $(PY) -m pytest -q -m cuda tests --ignore=tests/cuda
 	@$(MAKE) --no-print-directory test-cuda-sanitize PY=$(PY)
-	@OPTLAYER_REQUIRE_CUDA=1 $(PY) -m pytest -q tests/cuda/test_build.py
 
 # The kernels under the checkers of CUDA's memory and of races in shared memory, on small batches; only this library's.
 test-cuda-sanitize:

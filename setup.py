@@ -18,8 +18,6 @@ torch that is installed has CUDA.
     OPTLAYER_CUDA=0             do not even try
     OPTLAYER_CUDA_ARCHS=80,90   for these architectures; "all" is what this nvcc knows of 75 to 120, and without it, the
                                 GPUs of this machine, or all where it has none. The newest is also kept as PTX.
-    OPTLAYER_CUDA_TEAMS=8,...   machine code for teams of so many threads only, PTX for the others, which the driver
-                                compiles on their first use: quicker while the kernels are being written
     CUDACXX, NVCCFLAGS          the compiler and more options for it
 """
 
@@ -192,19 +190,15 @@ class Build(build_ext):
         folder = ROOT / "build" / "cuda"
         names = architectures()
         flags = [*CUDA_FLAGS, *shlex.split(os.environ.get("NVCCFLAGS", ""))]
+        flags += [f"-gencode=arch=compute_{name},code=sm_{name}" for name in names]
         flags.append(f"-gencode=arch=compute_{names[-1]},code=compute_{names[-1]}")
         flags.append(f"--threads={max(1, (os.cpu_count() or 1) // len(teams()))}")
-        machine = [f"-gencode=arch=compute_{name},code=sm_{name}" for name in names]
-        wanted = os.environ.get("OPTLAYER_CUDA_TEAMS") or ",".join(teams())
         parts = {
-            f"{kind}_{team}.o": [
-                *(machine if team in wanted.split(",") else []),
-                *(f"-DOPTLAYER_ISA=cuda_{team}", f"-DOPTLAYER_TEAM={team}", str(source)),
-            ]
+            f"{kind}_{team}.o": [f"-DOPTLAYER_ISA=cuda_{team}", f"-DOPTLAYER_TEAM={team}", str(source)]
             for kind, source in CUDA_ENGINES.items()
             for team in teams()
         }
-        parts["gradients.o"] = [*machine, str(CUDA / "gradients.cu")]
+        parts["gradients.o"] = [str(CUDA / "gradients.cu")]
         own = [f"-DTORCH_TARGET_VERSION={TARGET}", f'-DOPTLAYER_ARCHITECTURES="{", ".join(names)}"']
         parts["library.o"] = [*own, "-isystem", str(torch / "include"), str(CUDA / "library.cpp")]
         objects = compile_all([*nvcc(), *flags, "-MMD"], parts, folder, quiet=True)

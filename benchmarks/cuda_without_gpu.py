@@ -169,17 +169,15 @@ class Resources(NamedTuple):
     shared: int
 
 
-def compile_library(teams: tuple[int, ...] = TEAMS) -> Path:
-    """Compile for architecture 9.0, machine code for these teams; only what changed since the last time. Without a team
-    the engine for CPUs alone."""
+def compile_library(cuda: bool = True) -> Path:
+    """Compile for architecture 9.0, or the engine for CPUs alone; only what changed since the last time."""
     build = native.build()
     if build is None:
         raise RuntimeError(native.why_not())
     clean = {key: value for key, value in os.environ.items() if not key.startswith("OPTLAYER_")}
     wanted = {
-        "OPTLAYER_CUDA": "1" if teams else "0",
+        "OPTLAYER_CUDA": "1" if cuda else "0",
         "OPTLAYER_CUDA_ARCHS": "90",
-        "OPTLAYER_CUDA_TEAMS": ",".join(map(str, teams)),
         "OPTLAYER_SETS": build.built.replace(" ", ""),  # those that are there
     }
     command = [sys.executable, "setup.py", "-q", "build_ext", "--build-lib", str(LIBRARY.parents[1])]
@@ -243,7 +241,7 @@ def main(arguments: list[str] | None = None) -> None:
         for line in differences():
             print(json.dumps((*line[:2], *line[2])), flush=True)
         return
-    compile_library(())
+    compile_library(cuda=False)
     for old in () if options.kept else COMPILED.glob("*.o"):
         old.unlink()
     before = processor_time()

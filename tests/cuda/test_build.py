@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import subprocess
 import sys
@@ -12,7 +11,7 @@ from pathlib import Path
 import pytest
 from processes import alone
 
-from benchmarks.cuda_without_gpu import COMPILED, Resources, compile_library, resources
+from benchmarks.cuda_without_gpu import COMPILED, TEAMS, Resources, compile_library, resources
 from optlayer.solvers import native
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -23,10 +22,6 @@ pytestmark = [
     pytest.mark.skipif(not native.available(), reason="there is no compiled engine"),
 ]
 
-
-# Machine code takes minutes. Without a GPU only these teams have it: several in a warp, which use the most, and one of
-# several warps. The others, a thread and a warp, are the same code with less to exchange; they compile to PTX.
-TEAMS = (1, 8, 32, 128) if os.environ.get("OPTLAYER_REQUIRE_CUDA") == "1" else (8, 128)
 
 # The most that each kernel may use on architecture 9.0, by its team: eight warps a processor have 255 registers each.
 TABLE = {
@@ -52,7 +47,7 @@ TABLE = {
 def build() -> Path:
     """Compile for one architecture; only what changed since the last time."""
     with alone(COMPILED):
-        return compile_library(TEAMS)
+        return compile_library()
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +59,7 @@ def library() -> Path:
 def test_registers_spills_and_shared_memory_are_within_the_table(library: Path) -> None:
     assert library.exists()
     found = {(kernel, team): used for team in TEAMS for kernel, used in resources(team).items()}
-    assert found.keys() == {key for key in TABLE if key[1] in TEAMS}
+    assert found.keys() == TABLE.keys()
     for key, used in found.items():
         assert all(a <= b for a, b in zip(used, TABLE[key], strict=True)), (key, used)
 
