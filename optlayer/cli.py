@@ -27,18 +27,10 @@ from .qp import solve_qp
 from .settings import Settings
 from .solution import Solution
 from .solvers import native
-from .status import Status
+from .status import ITERATES, Status
 
 UNREADABLE = "UNREADABLE"
 TOGETHER = 64  # problems of one shape that are solved in one call, between two steps of the progress bar
-# Statuses whose iterate approaches a solution, so that its residuals say how closely.
-ITERATES = (
-    Status.SOLVED,
-    Status.ALMOST_SOLVED,
-    Status.MAX_ITERATIONS,
-    Status.INSUFFICIENT_PROGRESS,
-    Status.NUMERICAL_ERROR,
-)
 OPTIONAL = {
     "numpy": "reads .npz files",
     "scipy": "reads .mat files",

@@ -19,6 +19,7 @@ optimum).
 ``pip install 'optlayer[io]'`` installs all three.  :mod:`optlayer.instance` says how rows become the standard form.
 """
 
+import re
 import shutil
 import tempfile
 import zipfile
@@ -34,7 +35,7 @@ from torch import Tensor
 from .errors import ProblemError
 from .instance import NAN, Instance, as_float64
 from .solution import Solution
-from .status import Status
+from .status import ITERATES, Status
 
 DENSE = ("P", "G", "h", "A", "b")
 COORDINATES = ("P_row", "P_col", "P_val", "A_row", "A_col", "A_val", "l", "u", "n", "m")
@@ -65,13 +66,15 @@ def write(path: str | Path, instance: Instance, solution: Solution) -> None:
 
     It holds name, status (its name), objective (of the file), x, y, z, z_box, s, row_multipliers (one per row of the
     problem's file), primal_residual, dual_residual, duality_gap, iterations, and the certificate of an infeasible
-    problem as certificate_x, certificate_y, certificate_z, certificate_z_box.
+    problem as certificate_x, certificate_y, certificate_z, certificate_z_box.  Without a solution or a last iterate
+    near one, all but these and the iterations is NaN.
     """
     np = _need("numpy", "write .npz files")
     residuals = solution.residuals()
+    status = Status(int(solution.status))
     record: dict[str, Any] = {
         "name": instance.name,
-        "status": Status(int(solution.status)).name,
+        "status": status.name,
         "objective": instance.objective(float(residuals.objective)),
         "primal_residual": float(residuals.primal),
         "dual_residual": float(residuals.dual),
@@ -80,6 +83,8 @@ def write(path: str | Path, instance: Instance, solution: Solution) -> None:
         "row_multipliers": instance.row_multipliers(solution.y, solution.z).detach().numpy(),
     }
     record |= {k: getattr(solution, k).detach().numpy() for k in ("x", "y", "z", "z_box", "s")}
+    if status not in ITERATES:
+        record |= {k: np.full_like(v, np.nan) for k, v in record.items() if isinstance(v, (float, np.ndarray))}
     record |= {f"certificate_{k}": v.detach().numpy() for k, v in solution.certificate._asdict().items()}
     np.savez_compressed(path, **record)
 
@@ -179,12 +184,19 @@ def _read_mat(path: Path) -> Instance:
 def _read_mps(path: Path) -> Instance:
     highspy = _need("highspy", f"read {path.suffix} files")
     highs = highspy.Highs()
-    highs.silent()
     with tempfile.TemporaryDirectory() as folder:
+        log = Path(folder) / "log"
+        highs.setOptionValue("log_to_console", False)
+        highs.setOptionValue("log_file", str(log))
         # HiGHS goes by the suffix, and knows only .mps.
         copy = shutil.copyfile(path, Path(folder) / "problem.mps")
         if highs.readModel(str(copy)) == highspy.HighsStatus.kError:
             raise ProblemError(f"{path}: HiGHS cannot read it as an MPS file")
+        highs.setOptionValue("log_file", "")  # closes it
+        # Entries for rows and columns that do not exist it leaves out with a warning: another problem would be solved.
+        ignored = re.search(r"^WARNING: +(.*(?:ignored|not defined).*)$", log.read_text(), re.MULTILINE)
+    if ignored:
+        raise ProblemError(f"{path}: HiGHS says: {ignored[1]}")
     model = highs.getModel()
     lp, hessian = model.lp_, model.hessian_
     continuous = highspy.HighsVarType.kContinuous

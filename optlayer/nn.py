@@ -145,6 +145,7 @@ class QPLayer(nn.Module):
             self.register_parameter("z0", nn.Parameter(torch.empty(n, device=device, dtype=dtype)))
         for name in self.constants:
             self.register_buffer(name, self._constant(name, constants[name], device, dtype))
+        self._check_bounds()
         self.reset_parameters(generator)
 
     def _check_blocks(self, present: set[str]) -> None:
@@ -194,6 +195,13 @@ class QPLayer(nn.Module):
         if not value.is_floating_point() or (parametrised and {value.dtype, standard} == set(FULL)):
             raise ProblemError(f"constant {name} has dtype {value.dtype}, expected {standard}: give the layer a dtype")
         return value
+
+    def _check_bounds(self) -> None:
+        """Refuse constant bounds that leave no x: no call of the layer would have a solution."""
+        lb, ub = self._buffers.get("lb"), self._buffers.get("ub")
+        if lb is not None and ub is not None and bool((lb > ub).any()):
+            most = float((lb - ub).max())
+            raise ProblemError(f"constants lb and ub: lb exceeds ub by up to {most:.4g}, expected lb <= ub")
 
     def _check_shape(self, home: str, name: str, t: Tensor) -> None:
         sizes = SHAPES[name]

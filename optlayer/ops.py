@@ -39,6 +39,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .problem import broadcast
+
 __all__ = ["engines", "implement", "kkt_solve", "map_batch", "qp"]
 
 library = torch.library.Library("optlayer", "DEF")
@@ -109,9 +111,7 @@ for _name in ("qp", "kkt_solve"):
 
 def batch_shape(tensors: Sequence[Tensor | None], cores: Sequence[int]) -> torch.Size:
     """The shape that the leading dimensions of some tensors broadcast to; `cores` counts the others."""
-    shapes = [t.shape[: t.dim() - core] for t, core in zip(tensors, cores, strict=False) if t is not None]
-    batch: torch.Size = torch.broadcast_shapes(*shapes)
-    return batch
+    return broadcast(*(t.shape[: t.dim() - core] for t, core in zip(tensors, cores, strict=False) if t is not None))
 
 
 def packed_sizes(n: int, m: int, p: int) -> tuple[int, int, int]:

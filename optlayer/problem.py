@@ -7,7 +7,7 @@ or, with an entropy tau > 0, the same with tau_i x_i log x_i added for each vari
 Only the symmetric part of P counts.  Bounds and entries of h of magnitude 1e20 or more are none at all.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -326,3 +326,20 @@ def _unflatten(leaves: Iterable[Any], present: tuple[bool, ...]) -> Problem:
 
 
 pytree.register_pytree_node(Problem, _flatten, _unflatten, serialized_type_name="optlayer.Problem")
+
+
+def broadcast(*shapes: Sequence[int]) -> torch.Size:
+    """The shape that some broadcast to, RuntimeError if there is none.
+
+    That is ``torch.broadcast_shapes``, whose first call imports sympy: seconds, which only symbolic sizes are worth.
+    """
+    if torch.compiler.is_compiling() or any(type(size) is not int for shape in shapes for size in shape):
+        joint: torch.Size = torch.broadcast_shapes(*shapes)
+        return joint
+    sizes = [1] * max(map(len, shapes), default=0)
+    for shape in shapes:
+        for i, size in enumerate(reversed(shape), 1):
+            if size != 1 and sizes[-i] not in (1, size):
+                raise RuntimeError(f"shapes {', '.join(str(tuple(s)) for s in shapes)} do not broadcast")
+            sizes[-i] = size if size != 1 else sizes[-i]
+    return torch.Size(sizes)

@@ -48,7 +48,9 @@ class Residuals(NamedTuple):
         if not readable(self.primal):
             return f"Residuals(batch={tuple(self.primal.shape)})"
         if self.primal.ndim == 0:
-            return f"Residuals({', '.join(f'{k}={float(t):.3g}' for k, t in self._asdict().items())})"
+            return f"Residuals({', '.join(f'{k}={float(t.detach()):.3g}' for k, t in self._asdict().items())})"
+        if not self.primal.numel():
+            return f"Residuals(batch={tuple(self.primal.shape)})"
         worst = torch.stack(self[:3]).detach()
         none = worst.isnan().any(0)
         largest = worst[:, ~none].amax(1) if bool((~none).any()) else worst.new_full((3,), torch.nan)

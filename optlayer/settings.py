@@ -105,7 +105,7 @@ NAMES = tuple(field.name for field in fields(Settings))
 
 
 def _unknown(name: str) -> SettingsError:
-    close = get_close_matches(name, NAMES, 1)
+    close = get_close_matches(name, (*NAMES, "warm_start", "entropy"), 1)
     mean = f"; did you mean {close[0]!r}?" if close else ""
     bounds = "; bounds of x are lb and ub" if name[:1] in "lu" else ""
     return SettingsError(f"{name!r} is no setting, expected one of {', '.join(NAMES)}{mean}{bounds}")

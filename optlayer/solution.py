@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from .errors import ProblemError
-from .problem import CORES, Problem, kind
+from .problem import CORES, Problem, broadcast, kind
 from .residuals import Residuals, residuals
 from .settings import Settings
 from .status import Status, count, names
@@ -255,7 +255,7 @@ class Solution:
         index = index if isinstance(index, tuple) else (index,)
         try:
             self.status[index]  # an error where the index would reach beyond the batch dimensions
-        except (IndexError, TypeError) as error:
+        except (IndexError, TypeError, ValueError) as error:
             raise IndexError(f"no such elements of the batch {tuple(batch)}: {error}") from None
         spread = any(i is Ellipsis for i in index)
 
@@ -345,7 +345,7 @@ def _check_right_hand_sides(named: dict[str, Any], solution: Solution) -> None:
             raise ProblemError(f"{name} has shape {tuple(r.shape)}, expected (*batch, {w.shape[-1]})")
         leads[name] = r.shape[:-1]
     try:
-        torch.broadcast_shapes(batch, *leads.values())
+        broadcast(batch, *leads.values())
     except RuntimeError:
         found = ", ".join(f"{name} {tuple(lead)}" for name, lead in leads.items())
         raise ProblemError(

@@ -57,7 +57,7 @@ class Status(IntEnum):
     )
     PRIMAL_INFEASIBLE = (
         2,
-        "No point satisfies the constraints; the certificate (y, z, z_box) proves it.",
+        "No point satisfies the constraints; the certificate (y, z, z_box) proves it, or lb > ub.",
         "Relax the constraints with the largest multipliers in the certificate, or soften them with slack variables.",
     )
     DUAL_INFEASIBLE = (
@@ -96,6 +96,16 @@ class Status(IntEnum):
         "Check the inputs for NaN; of infinities only h = +inf, lb = -inf and ub = +inf are allowed; an entropy or a "
         "temperature, where there is one, must be positive and finite.",
     )
+
+
+ITERATES = (
+    Status.SOLVED,
+    Status.ALMOST_SOLVED,
+    Status.MAX_ITERATIONS,
+    Status.INSUFFICIENT_PROGRESS,
+    Status.NUMERICAL_ERROR,
+)
+"""Whose iterate approaches a solution, so that its residuals say how closely."""
 
 
 def count(status: Tensor, what: str = "solved") -> str:

@@ -496,7 +496,7 @@ def test_malformed_arguments(arguments, message):
 def test_softmax_keeps_the_shape_of_theta(arguments, message):
     with pytest.raises(ProblemError, match=message):
         softmax(*arguments)
-    with pytest.raises(IndexError):
+    with pytest.raises(IndexError, match=r"dim is 1, expected -1 to 0 because theta has shape \(3,\)"):
         softmax(torch.zeros(3), dim=1)
 
 

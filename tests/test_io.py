@@ -165,6 +165,16 @@ def test_values_at_one_place_add_up(tmp_path: Path) -> None:
     assert read(path).G.tolist() == [[0.0, 5.0, 0.0], [-0.0, -5.0, -0.0]]
 
 
+def test_a_solution_file_without_a_solution_holds_no_numbers(tmp_path: Path) -> None:
+    instance = stated()
+    nowhere = {**instance.blocks, "lb": torch.ones(3, dtype=torch.float64), "ub": torch.zeros(3, dtype=torch.float64)}
+    write(tmp_path / "nowhere.npz", instance, solve_qp(**nowhere, on_failure="ignore"))
+    file = np.load(tmp_path / "nowhere.npz")
+    assert str(file["status"]) == "PRIMAL_INFEASIBLE"
+    for name in ("x", "y", "z", "z_box", "s", "row_multipliers", "objective", "primal_residual"):
+        assert np.isnan(file[name]).all()
+
+
 def test_a_solution_file_is_optimal_in_the_units_of_the_problem_file(tmp_path: Path) -> None:
     instance = stated()
     solution = solve_qp(**instance.blocks)
@@ -222,6 +232,9 @@ def test_what_is_wrong_with_a_file_is_said(tmp_path: Path) -> None:
     (tmp_path / "no.qps").write_text("no problem\n")
     with pytest.raises(ProblemError, match=r"no\.qps: HiGHS cannot read it"):
         read(tmp_path / "no.qps")
+    (tmp_path / "stray.mps").write_text("NAME Q\nROWS\n N obj\n G c1\nCOLUMNS\n x obj 1 c1 1\nRHS\n rhs c9 2\nENDATA\n")
+    with pytest.raises(ProblemError, match=r"stray\.mps: HiGHS says: Row name \"c9\" in RHS section is not defined"):
+        read(tmp_path / "stray.mps")
     integer = MPS.format(sense="").replace(" UP BND", " UI BND")
     (tmp_path / "integer.mps").write_text(integer)
     with pytest.raises(ProblemError, match=r"integer or semi-continuous variables, expected continuous"):

@@ -350,6 +350,12 @@ def test_a_block_given_as_a_setting_is_told_its_place(block: dict[str, Any], mes
         QPLayer(6, p=2, inputs=("q",), **block)
 
 
+@pytest.mark.parametrize("lb", [1.0, torch.tensor([-1.0, 0.5])])
+def test_constant_bounds_that_cross_are_refused(lb: float | Tensor) -> None:
+    with pytest.raises(ProblemError, match=r"lb exceeds ub by up to [01](\.5)?, expected lb <= ub"):
+        QPLayer(2, inputs=("q",), constants={"lb": lb, "ub": 0.0})
+
+
 def test_constants_are_taken_to_the_dtype_of_the_layer() -> None:
     layer = QPLayer(3, 1, constants={"G": torch.ones(1, 3), "ub": torch.tensor(2)}, dtype=F64)
     assert layer.get_buffer("G").dtype is layer.get_buffer("ub").dtype is F64

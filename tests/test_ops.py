@@ -9,6 +9,7 @@ from torch._subclasses import FakeTensorMode
 
 import optlayer.derivative  # noqa: F401  (gives the operators their Autograd kernels)
 from optlayer import ops
+from optlayer.problem import broadcast
 
 COLD = (None, None, None, None)
 
@@ -66,6 +67,19 @@ def test_leading_dimensions_broadcast():
     assert solved(program)[0].shape == (2, 3, 5)
     with FakeTensorMode() as mode:
         assert solved([mode.from_tensor(t) for t in program])[0].shape == (2, 3, 5)
+
+
+@pytest.mark.parametrize(
+    "shapes", [(), ((),), ((3,), ()), ((2, 1), (1, 3)), ((4, 2, 1), (5,)), ((0,), (1, 1)), ((2, 0), (1,))]
+)
+def test_shapes_broadcast_as_in_torch(shapes):
+    assert broadcast(*shapes) == torch.broadcast_shapes(*shapes)
+
+
+@pytest.mark.parametrize("shapes", [((2,), (3,)), ((2,), (0,)), ((2, 3), (2, 1), (3, 1))])
+def test_shapes_that_do_not_broadcast_are_refused(shapes):
+    with pytest.raises(RuntimeError, match="do not broadcast"):
+        broadcast(*shapes)
 
 
 @pytest.mark.parametrize("requires_grad", [False, True])

@@ -22,7 +22,7 @@ static constexpr double PROGRESS = 0.9;               // a residual below this p
 static constexpr double STUCK = 0.8;    // one that keeps more than this part over a step may belong to no solution
 static constexpr double DIVERGED = 1e3; // scaled variables of this size may be on a ray
 static constexpr double RIPE = 1e-3;    // relative residuals at which the active set may show
-static constexpr double PATIENCE = 4;   // steps that a ripe lane is given to show it clearly
+static constexpr double PATIENCE = 4;   // steps that a ripe lane is given to show it clearly, before it is tried anyhow
 static constexpr double RIPER = 1e-3;   // of the residuals at a failed attempt: worth another
 
 // How far an interior point has come, and the proximal term of its next step.
@@ -32,7 +32,7 @@ struct Path {
   V reference = V(0);  // the distance from the solution at the start
   V proximal = V(PROXIMAL);
   V ripe = V(RIPE);    // relative residuals at which to look for the active set
-  V patience = V(PATIENCE);  // none at a point that shows its active set
+  V patience = V(PATIENCE);  // steps left to show it clearly; less than 0 at a point that has arrived from elsewhere
 
   // Before the lanes that are `moving` take a step.
   OPTLAYER_METHOD void step(const Newton<V>& newton, Mask<V> moving) {
@@ -47,6 +47,11 @@ struct Path {
     if (!any(near)) return near;
     patience -= select(near && moved, V(1), V(0));
     return near && (patience < V(0) || newton.clear());
+  }
+  // After an attempt that failed at such residuals.
+  OPTLAYER_METHOD void wait(Mask<V> failed, V worst) {
+    ripe = select(failed, worst * V(RIPER), ripe);
+    patience = select(failed, V(PATIENCE), patience);
   }
   OPTLAYER_METHOD V rho() const { return larger(proximal, V(RHO_MIN)); }
   OPTLAYER_METHOD V delta(const Rules& rules) const { return larger(proximal, V(rules.delta)); }
@@ -107,7 +112,7 @@ struct Interior {
     if (any(arrived)) {
       finished = polish(arrived);
       went_on = false;
-      path.ripe = select(arrived, V(RIPE * RIPER), path.ripe), path.patience = select(arrived, V(PATIENCE), path.patience);
+      path.wait(arrived, V(RIPE));
       moved = running = which && !finished;
       if (!any(running)) return;
     }
@@ -116,7 +121,8 @@ struct Interior {
     for (;;) {
       newton.measure(moved);
       const V worst = larger(larger(newton.primal, newton.dual), newton.gap);
-      const Mask<V> met = newton.contract <= V(1), exact = worst <= V(rules.relative), waits = path.ready(newton, worst, moved);
+      const Mask<V> met = newton.contract <= V(1), exact = worst <= V(rules.relative);
+      const Mask<V> waits = path.ready(newton, worst, moved);
 
       after = select(moved && (met || after > V(0)), after + V(1), after);
       keep_best(moved && met, best);
@@ -142,7 +148,7 @@ struct Interior {
         const Mask<V> accepted = polish(running);
         went_on = false;
         finished = finished || accepted;
-        path.ripe = select(running, worst * V(RIPER), path.ripe), path.patience = select(running, V(PATIENCE), path.patience);
+        path.wait(running, worst);
         running = running && !accepted;
         continue;
       }

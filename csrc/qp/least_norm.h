@@ -61,8 +61,8 @@ struct LeastNorm {
     return team_any(found);
   }
 
-  // The part of K's (try_x, try_v) that it maps to zero: (K + R)^-1 R, where R is the regularisation, leaves it as it is and
-  // rho of all else. Twice, that nearly singular directions are spared. Returns the lanes where K does so indeed.
+  // The part of K's (try_x, try_v) that it maps to zero: (K + R)^-1 R, where R is the regularisation, leaves it as it
+  // is and rho of all else. Twice, that nearly singular directions are spared. Returns the lanes where K does so indeed.
   OPTLAYER_METHOD Mask<V> null_part(const Program<V>& Q) {
     for (int pass = 0; pass < 2; pass++) {
       for (int j = own(0); j < n; j += TEAM) K.try_a[j] = V(K.rho) * K.free[j] * K.try_x[j];

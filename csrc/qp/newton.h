@@ -78,7 +78,7 @@ struct Newton {
     for (int i = own(p); i < r; i += TEAM) count += Q->live[i];
     for (int j = own(0); j < n; j += TEAM) free[j] = V(1) - Q->fixed[j];
     for (int i = own(T); i < most; i += TEAM) at.v[i] = V(0), at.s[i] = V(1);
-    for (int i = own(0); i < T; i += TEAM) iz[i] = is[i] = V(1);
+    for (int i = own(0); i < most; i += TEAM) iz[i] = is[i] = V(1);
     if (boxes)
       for (int j = own(0); j < n; j += TEAM) {
         e[r + j] = -Q->lo[j], e[r + n + j] = Q->hi[j];

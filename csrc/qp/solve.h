@@ -171,7 +171,7 @@ struct Solver {
     }
   }
 
-  // Polish the interior point on some lanes; the residuals there are those of the last measurement.
+  // Polish the interior point on some lanes; unless `early`, the residuals there are those of the last measurement.
   OPTLAYER_METHOD Mask<V> attempt(Mask<V> which, bool early) {
     Newton<V>& newton = interior.newton;
     sync();

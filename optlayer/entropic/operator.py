@@ -26,6 +26,7 @@ from torch import Tensor
 
 from .. import ops
 from ..errors import SolverError, warn
+from ..problem import broadcast
 from ..settings import FILLED
 from ..solvers.choose import opaque
 from ..status import Status
@@ -95,8 +96,7 @@ class Columns(NamedTuple):
 
 def _batch(theta: Tensor, temperature: Tensor, upper: Tensor | None) -> torch.Size:
     upper_batch = () if upper is None else upper.shape[:-1]
-    batch: torch.Size = torch.broadcast_shapes(theta.shape[:-1], temperature.shape, upper_batch)
-    return batch
+    return broadcast(theta.shape[:-1], temperature.shape, upper_batch)
 
 
 @opaque

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from ..errors import ProblemError, SettingsError
-from ..problem import working_dtype
+from ..problem import broadcast, working_dtype
 from ..settings import DEFAULT_EPS, Settings
 from ..status import Status, count, names
 from .derivative import KKT, solve
@@ -59,6 +59,10 @@ def softmax(
     _check_tensor("theta", theta)
     if theta.dim() == 0:
         raise ProblemError("theta has shape (), expected at least one dimension")
+    if not -theta.dim() <= dim < theta.dim():
+        raise IndexError(
+            f"dim is {dim}, expected -{theta.dim()} to {theta.dim() - 1} because theta has shape {tuple(theta.shape)}"
+        )
     last = theta.movedim(dim, -1)
     temperature = _temperature(temperature, theta)
     _check_broadcast("temperature", temperature, last.shape[:-1], "the shape of theta without dim")
@@ -138,7 +142,7 @@ def solve_softmax(
             )
     upper_batch = () if upper is None else upper.shape[:-1]
     try:
-        torch.broadcast_shapes(theta.shape[:-1], temperature.shape, upper_batch)
+        broadcast(theta.shape[:-1], temperature.shape, upper_batch)
     except RuntimeError:
         raise ProblemError(
             f"the batch dimensions of theta {tuple(theta.shape[:-1])}, temperature {tuple(temperature.shape)} "

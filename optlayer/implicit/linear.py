@@ -5,11 +5,11 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from ..derivative.tracing import eager
 from ..errors import ProblemError
+from ..problem import broadcast
 from .factor import factorise
 from .jacobian import rows
 from .mapping import DTYPES, Mapping, check_values
@@ -93,7 +93,7 @@ def _matrix(A: Tensor, b: Tensor, settings: LinearSettings) -> ImplicitSolution:
     m, n = A.shape[-2:]
     settings = _concrete(settings, "lu" if m == n else "svd", m, n)
     try:
-        batch = torch.broadcast_shapes(A.shape[:-2], b.shape[:-1])
+        batch = broadcast(A.shape[:-2], b.shape[:-1])
     except RuntimeError:
         raise ProblemError(
             f"the batch dimensions of A {tuple(A.shape)} and b {tuple(b.shape)} do not broadcast"

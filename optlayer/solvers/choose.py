@@ -19,7 +19,7 @@ from .. import ops
 from ..errors import SettingsError, SolverError, warn
 from ..kkt.program import Program
 from ..kkt.system import State, System, grain
-from ..problem import CORES
+from ..problem import CORES, broadcast
 from ..settings import FILLED
 from ..status import Status
 from . import native, reference
@@ -259,7 +259,7 @@ def _reference_kkt_solve(
 ) -> tuple[Tensor, ...]:
     own = state.shape[:-1]
     rhs = (rx, ry, rz, r_box)
-    batch = torch.broadcast_shapes(own, *(t.shape[:-1] for t in rhs))
+    batch = broadcast(own, *(t.shape[:-1] for t in rhs))
     dtype, n, p, m = rx.dtype, rx.shape[-1], ry.shape[-1], rz.shape[-1]
     extra = batch[: len(batch) - len(own)]
     own = batch[len(extra) :]

@@ -302,6 +302,17 @@ def test_a_warm_start_saves_iterations_and_changes_nothing() -> None:
     assert (warm.status == Status.SOLVED).all()
 
 
+@pytest.mark.parametrize("formulation", ["range", "split"])
+@pytest.mark.parametrize("batch", [(64,), ()])
+def test_an_active_set_that_shows_early_saves_the_last_iterations(formulation: str, batch: tuple[int, ...]) -> None:
+    def mean(backend: str) -> float:
+        problems = [random_qp(n=20, m=20, batch=batch, seed=seed) for seed in range(1 if batch else 16)]
+        found = [solve(problem, backend, formulation=formulation).iterations for problem in problems]
+        return float(torch.stack(found).double().mean())
+
+    assert mean("native") < mean("reference") - 1
+
+
 @pytest.mark.parametrize("name", ["dense", "everything", "psd"])
 def test_a_recomputed_factorisation_gives_the_same_derivative_from_less_memory(name: str) -> None:
     problem = random_qp(**CASES[name], batch=(6,), seed=5)

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ... import ops
 from ...kkt.algebra import NONZERO, dot, mv, take, tmv
+from ...problem import broadcast
 from ...residuals import residuals
 from ...settings import FILLED
 from ...solvers.choose import PROOF, opaque, parts_of
@@ -287,7 +288,7 @@ def kkt_solve(
 ) -> tuple[Tensor, ...]:
     """``optlayer::entropic_kkt_solve``."""
     own, rhs = state.shape[:-1], (rx, ry, rz, r_box)
-    batch = torch.broadcast_shapes(own, *(t.shape[:-1] for t in rhs))
+    batch = broadcast(own, *(t.shape[:-1] for t in rhs))
     dtype, n, p, m = rx.dtype, rx.shape[-1], ry.shape[-1], rz.shape[-1]
     extra, own = batch[: len(batch) - len(own)], batch[len(batch) - len(own) :]
     B, R = own.numel(), extra.numel()
