@@ -192,7 +192,7 @@ def resources(team: int) -> dict[str, Resources]:
     found = {}
     for log in (COMPILED / f"engine_{team}.log", COMPILED / f"entropic_{team}.log"):
         for part in log.read_text().split("Compiling entry function")[1:]:
-            name = re.search(r"worker_kernelINS\d*_(8entropic)?\d+(Solver|Adjoint|Backward)Id", part)
+            name = re.search(r"worker_kernelINS\d*_(8entropic)?\d+(Preparation|Solver|Adjoint|Backward)Id", part)
             if name is None:
                 raise RuntimeError(f"{log} tells of an unknown kernel")
             kernel = "entropic " * (name[1] is not None) + name[2]

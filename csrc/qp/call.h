@@ -59,6 +59,7 @@ struct SolveCall {
   int max_iter = 0;
   Formulation formulation = Formulation::automatic;
   bool nan_failures = false, keep_factor = false;
+  void* prepared = nullptr;  // what the batch shares, set up for all threads (solve.h); null: each sets it up for itself
 
   void *x = nullptr, *y = nullptr, *z = nullptr, *z_box = nullptr, *s = nullptr;
   int64_t *status = nullptr, *iterations = nullptr, *weakly_active = nullptr;

@@ -60,6 +60,7 @@ struct Solver {
     Newton<V>& newton = interior.newton;
     Mask<V> admitted, definite, convex;
     sync();
+    if (shared && !set_up && call.prepared != nullptr) adopt(static_cast<V*>(call.prepared));
     prepare(invalid, crossed, admitted, definite, convex);
     if (shared && !(all(admitted) && all(definite))) {  // start over without sharing
       shared = false;
@@ -85,6 +86,32 @@ struct Solver {
   OPTLAYER_METHOD void run(const Elements<V>& given) {
     open(given);
     close();
+  }
+
+  // Set up what the batch shares, in call.prepared for all threads; any element's vectors will do. Whether it can be
+  // shared is the first value there.
+  OPTLAYER_METHOD void share(const Elements<V>& any_element) {
+    elements = any_element, shared = true;
+    Mask<V> admitted, definite, convex;
+    prepare(invalid, crossed, admitted, definite, convex);
+    shared = shared && all(admitted) && all(definite);
+    V* to = static_cast<V*>(call.prepared);
+    if (owns(0)) to[0] = V(shared);
+    if (!shared) return;
+    if (owns(1)) to[1] = Q.c;
+    interior.newton.space.set_up(Q, Mask<V>(true));
+    to += 2;
+    each_shared([&](const V* from, size_t count) {
+      for (size_t i = own((size_t)0); i < count; i += TEAM) to[i] = from[i];
+      to += count;
+    });
+  }
+
+  // The values in call.prepared.
+  OPTLAYER_METHOD size_t share_size() {
+    size_t size = 2;
+    each_shared([&](const V*, size_t count) { size += count; });
+    return size;
   }
 
   // The lanes that take this form and may begin in float32.
@@ -143,6 +170,24 @@ struct Solver {
     status = select(unbounded, V((double)DUAL_INFEASIBLE), status);
     status = select(invalid, V((double)INVALID_DATA), status);
     write(status, iterations, any(infeasible || unbounded));
+  }
+
+  // Every array that depends on P, G and A alone, with its size.
+  template <class F>
+  OPTLAYER_METHOD void each_shared(const F& f) {
+    RangeSpace<V>& space = interior.newton.space;
+    const size_t n = Q.n, r = Q.r;
+    f(Q.P, n * Q.ld), f(Q.C, r * Q.ld), f(Q.D, n), f(Q.E, r);
+    f(space.L, n * space.ld), f(space.inv, n), f(space.VT, r * space.ld), f(space.K, r * space.ldk);
+  }
+
+  // Read what `share` has set up where it lies: nothing writes to it.
+  OPTLAYER_METHOD void adopt(V* from) {
+    shared = set_up = all(from[0] > V(0));
+    if (!shared) return;
+    Q.c = from[1];
+    from += 2;
+    each_shared([&](V*& piece, size_t count) { piece = from, from += count; });
   }
 
   // Load the problems and bring their matrices to scale. `admitted`: P permits the range space; `definite`: P has a

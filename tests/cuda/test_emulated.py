@@ -17,6 +17,7 @@ from benchmarks.cuda_without_gpu import CASES, COMPILER, EMULATED, TEAMS, Differ
 
 ROOT = Path(__file__).resolve().parents[2]
 Found = Callable[[int], dict[tuple[str, str], Difference]]
+SHARED = "tests/native/test_shared.py"
 CONTRACT = ["tests/native/test_engine.py", "tests/native/test_operators.py", "tests/native/test_entropic_engine.py"]
 # Of the tests in these files, by team, for the time that they take; teams of eight run the most.
 BACKWARD = "(kkt_pull_is and (7 or 3) and not float32) or pull_is_that or right_hand"
@@ -54,6 +55,27 @@ def test_the_contract_of_the_engines_holds(libraries: dict[int, Path], team: int
     tests = ["-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *CONTRACT, "-k", SOME[team]]
     done = run_emulated(libraries[team], *tests, OPTLAYER_SEED=str(team))
     assert done.returncode == 0, done.stdout[-4000:]
+
+
+@pytest.mark.parametrize("team", TEAMS)
+def test_a_shared_batch_is_one_of_copies(libraries: dict[int, Path], team: int) -> None:
+    done = run_emulated(libraries[team], "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", SHARED)
+    assert done.returncode == 0, done.stdout[-4000:]
+
+
+@pytest.mark.parametrize(
+    ("kinds", "failures"),
+    [("rows or equalities or element or open", 0), ("(nearly or indefinite) and not 1-", 8)],
+    ids=["shared", "not to be shared"],
+)
+@pytest.mark.parametrize("team", TEAMS)
+def test_what_a_batch_shares_is_set_up_once(libraries: dict[int, Path], team: int, kinds: str, failures: int) -> None:
+    """By a first launch: when the others begin, P, G and A are NaN. Of those that cannot be shared each element needs
+    its own."""
+    command = ["-m", "pytest", "-q", "-p", "no:cacheprovider", SHARED, "-k", f"copies and ({kinds})"]
+    done = run_emulated(libraries[team], *command, OPTLAYER_UNREAD="1")
+    assert done.returncode == (failures > 0), done.stdout[-4000:]
+    assert failures == 0 or f"\n{failures} failed, " in done.stdout, done.stdout[-4000:]
 
 
 @pytest.mark.parametrize("team", TEAMS)

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // The CUDA kernels on a CPU: the operators of the compiled engine, answered by the fibers of emulator.h. The library
-// stands in for optlayer/_native (OPTLAYER_LIBRARY), so that every test of the operators is a test of the kernels.
+// stands in for optlayer/_native (OPTLAYER_LIBRARY), so that every test of the operators is a test of the kernels. With
+// OPTLAYER_UNREAD=1 matrices that a batch shares are NaN once the first launch has set them up.
 #include <torch/csrc/stable/ops.h>
 
 #include <stdlib.h>
@@ -82,7 +83,19 @@ struct Emulated {
     run_grid(table);
   }
 
-  static int64_t solve(const Place&, const SolveCall& call) {
+  static int64_t solve(const Place&, SolveCall call) {
+    std::vector<double> prepared(Preparation<double>::size(call), NAN), unread;
+    if (!prepared.empty()) {
+      call.prepared = prepared.data();
+      SolveCall one = call;
+      one.B = 1;
+      run<Preparation<double>>(one);
+      if (number("OPTLAYER_UNREAD", 0) == 1) {
+        unread.resize((size_t)call.n * std::max({call.n, call.m, call.p}));
+        memset(unread.data(), 0xff, unread.size() * sizeof(double));
+        for (Input* matrix : {&call.P, &call.G, &call.A}) matrix->data = unread.data();
+      }
+    }
     run<Solver<double>>(call);
     int64_t unsolved = 0;
     for (int64_t e = 0; e < call.B; e++) unsolved += call.status[e] == UNSOLVED;

@@ -158,6 +158,13 @@ class Batch {
 
   // Solve and differentiate; all numbers that were written.
   std::vector<double> run(uint64_t seed, const std::string& left_out) {
+    prepared_.assign(Preparation<double>::size(solve), NAN);
+    if (!prepared_.empty()) {
+      solve.prepared = prepared_.data();
+      SolveCall one = solve;
+      one.B = 1;
+      launch<Preparation<double>>(one, seed, left_out);
+    }
     launch<Solver<double>>(solve, seed, left_out);
     launch<Backward<double>>(adjoint, seed, left_out);
     std::vector<double> all;
@@ -186,6 +193,7 @@ class Batch {
   int n, m, p;
   SolveCall solve;
   BackwardCall adjoint;
+  std::vector<double> prepared_;
   std::vector<std::unique_ptr<std::vector<double>>> arrays_;
 };
 

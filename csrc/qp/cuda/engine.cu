@@ -6,7 +6,9 @@ namespace optlayer {
 
 const TeamEngine* OPTLAYER_JOIN(team_engine_, OPTLAYER_TEAM)() {
   using namespace OPTLAYER_ISA;
-  static const TeamEngine engine = {TEAM, kernel<Solver<double>, SolveCall>(), kernel<Backward<double>, BackwardCall>()};
+  static const TeamEngine engine = {TEAM, Preparation<double>::size, kernel<Preparation<double>, SolveCall>(),
+                                    kernel<Solver<double>, SolveCall>(),
+                                    kernel<Backward<double>, BackwardCall>()};
   return &engine;
 }
 

@@ -29,7 +29,8 @@ struct Kernel {
 
 struct TeamEngine {
   int team;
-  Kernel<SolveCall> solve;
+  size_t (*shared)(const SolveCall&);  // float64 numbers for SolveCall.prepared; 0 where nothing is to be prepared
+  Kernel<SolveCall> prepare, solve;
   Kernel<BackwardCall> kkt;
 };
 

@@ -156,8 +156,18 @@ struct Gpu {
     check(tabulate(table, current_stream(place.index)), "offsets");
   }
 
-  static int64_t solve(const Place& place, const SolveCall& call) {
+  static int64_t solve(const Place& place, SolveCall call) {
     const TeamEngine& use = team_engine(team_engines(), call.n, call.m + call.p);
+    Tensor prepared;
+    if (const size_t size = use.shared(call); size > 0) {
+      Batch numbers;
+      numbers.size[numbers.rank++] = (int64_t)size;
+      prepared = make(place, numbers, -1, ScalarType::Double);
+      call.prepared = prepared.mutable_data_ptr();
+      SolveCall one = call;
+      one.B = 1;
+      run(place, one, use.team, use.prepare);
+    }
     run(place, call, use.team, use.solve);
     return -1;
   }
