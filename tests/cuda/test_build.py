@@ -25,10 +25,10 @@ pytestmark = [
 
 # The most that each kernel may use on architecture 9.0, by its team: eight warps a processor have 255 registers each.
 TABLE = {
-    ("Preparation", 1): Resources(255, 1024, 256, 0),
-    ("Preparation", 8): Resources(255, 1024, 256, 0),
-    ("Preparation", 32): Resources(255, 1024, 256, 0),
-    ("Preparation", 128): Resources(255, 1024, 256, 1024),
+    ("Preparation", 1): Resources(255, 2048, 0, 0),
+    ("Preparation", 8): Resources(255, 2048, 0, 0),
+    ("Preparation", 32): Resources(255, 2048, 0, 0),
+    ("Preparation", 128): Resources(255, 2048, 0, 1024),
     ("Solver", 1): Resources(255, 2048, 256, 0),
     ("Solver", 8): Resources(255, 2048, 256, 0),
     ("Solver", 32): Resources(255, 2048, 256, 0),
