@@ -136,16 +136,19 @@ def _driver() -> int:
 @functools.cache
 def _obstacle_on(device: torch.device) -> str:
     """Code for 8.0 runs on 8.6, but not on 9.0; what is newer than all of it gets the newest, which is kept as PTX. A
-    driver runs what CUDA of its own major version has compiled, or an older one, as torch's may be."""
-    toolkit, driver = _loaded_cuda.toolkit, _driver()  # type: ignore[union-attr]
-    if driver // 1000 < int(toolkit.split(".")[0]):
-        return f"it was compiled by CUDA {toolkit}, the driver is for CUDA {driver // 1000}.{driver % 1000 // 10}"
+    driver runs machine code that CUDA of its own major version has compiled, or an older one, as torch's may be; PTX it
+    runs of no newer CUDA than its own."""
     built = [divmod(int(name), 10) for name in _loaded_cuda.architectures.split(", ")]  # type: ignore[union-attr]
-    major, minor = torch.cuda.get_device_capability(device)
-    if (major, minor) >= max(built) or any(a == major and b <= minor for a, b in built):
-        return ""
-    names = ", ".join(f"{a}.{b}" for a, b in built)
-    return f"it was compiled for the architectures {names}, {device} has {major}.{minor}"
+    capability = torch.cuda.get_device_capability(device)
+    ready = any(a == capability[0] and b <= capability[1] for a, b in built)
+    if not ready and capability < max(built):
+        names = ", ".join(f"{a}.{b}" for a, b in built)
+        return f"it was compiled for the architectures {names}, {device} has {capability[0]}.{capability[1]}"
+    toolkit = _loaded_cuda.toolkit  # type: ignore[union-attr]
+    version, compiler = divmod(_driver() // 10, 100), tuple(map(int, toolkit.split(".")))
+    if version[0] < compiler[0] or (not ready and version < compiler):
+        return f"it was compiled by CUDA {toolkit}, the driver is for CUDA {version[0]}.{version[1]}"
+    return ""
 
 
 def qp(

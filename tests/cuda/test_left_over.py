@@ -80,13 +80,23 @@ def test_the_engine_takes_the_gpus_that_it_was_compiled_for(
         assert why.startswith("it was compiled for the architectures ") and why.endswith(f", cuda:0 has {has}")
 
 
-@pytest.mark.parametrize(("driver", "runs"), [(12090, False), (13000, True), (14010, True)])
+@pytest.mark.parametrize(
+    ("capability", "driver", "runs"),
+    [
+        ((9, 0), 12090, False),
+        ((9, 0), 13000, True),
+        ((9, 0), 14010, True),
+        ((10, 0), 13000, False),  # from PTX
+        ((10, 0), 13020, True),
+    ],
+)
 def test_the_engine_needs_a_driver_as_new_as_what_compiled_it(
-    driver: int, runs: bool, monkeypatch: pytest.MonkeyPatch
+    capability: tuple[int, int], driver: int, runs: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(native, "_loaded_cuda", native.CudaBuild("1, 8", "90", "13.0"))
+    monkeypatch.setattr(native, "_loaded_cuda", native.CudaBuild("1, 8", "90", "13.2"))
     monkeypatch.setattr(native, "_obstacle_on", native._obstacle_on.__wrapped__)
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
     monkeypatch.setattr(native, "_driver", lambda: driver)
     why = native.obstacle(torch.device("cuda", 0))
-    assert why == ("" if runs else "it was compiled by CUDA 13.0, the driver is for CUDA 12.9")
+    version = f"{driver // 1000}.{driver % 1000 // 10}"
+    assert why == ("" if runs else f"it was compiled by CUDA 13.2, the driver is for CUDA {version}")

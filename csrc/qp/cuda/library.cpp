@@ -114,9 +114,12 @@ const Engine& team_engine(const std::vector<const Engine*>& engines, int n, int 
 // The percentage of mapping.h, or that of the environment variable OPTLAYER_FAST.
 int fast_percent() {
   const char* wanted = getenv("OPTLAYER_FAST");
-  const int percent = wanted != nullptr && *wanted != 0 ? atoi(wanted) : SHARE;
-  STD_TORCH_CHECK(percent >= 0 && percent <= 100, "OPTLAYER_FAST is ", wanted, ", expected a number from 0 to 100");
-  return percent;
+  if (wanted == nullptr || *wanted == 0) return SHARE;
+  char* end;
+  const long percent = strtol(wanted, &end, 10);
+  const bool right = *end == 0 && percent >= 0 && percent <= 100;
+  STD_TORCH_CHECK(right, "OPTLAYER_FAST is ", wanted, ", expected a number from 0 to 100");
+  return (int)percent;
 }
 
 template <class Call>
