@@ -194,7 +194,7 @@ def _read_mps(path: Path) -> Instance:
             raise ProblemError(f"{path}: HiGHS cannot read it as an MPS file")
         highs.setOptionValue("log_file", "")  # closes it
         # Entries for rows and columns that do not exist it leaves out with a warning: another problem would be solved.
-        ignored = re.search(r"^WARNING: +(.*(?:ignored|not defined).*)$", log.read_text(), re.MULTILINE)
+        ignored = re.search(r"^WARNING: +(.*(?:ignored|not defined).*)$", log.read_text(errors="replace"), re.MULTILINE)
     if ignored:
         raise ProblemError(f"{path}: HiGHS says: {ignored[1]}")
     model = highs.getModel()

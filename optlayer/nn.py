@@ -19,6 +19,7 @@ from .qp import solve_qp
 from .residuals import matvec
 from .settings import Settings
 from .solution import Solution
+from .status import readable
 
 RIGHT_HAND_SIDES = ("h", "b", "lb", "ub")
 BLOCKS = (*NAMES, "entropy")
@@ -199,8 +200,10 @@ class QPLayer(nn.Module):
     def _check_bounds(self) -> None:
         """Refuse constant bounds that leave no x: no call of the layer would have a solution."""
         lb, ub = self._buffers.get("lb"), self._buffers.get("ub")
-        if lb is not None and ub is not None and bool((lb > ub).any()):
-            most = float((lb - ub).max())
+        if lb is None or ub is None or not (readable(lb) and readable(ub)):
+            return
+        if bool((lb > ub).any()):
+            most = float((lb - ub).nan_to_num().max())
             raise ProblemError(f"constants lb and ub: lb exceeds ub by up to {most:.4g}, expected lb <= ub")
 
     def _check_shape(self, home: str, name: str, t: Tensor) -> None:

@@ -13,6 +13,7 @@ import pytest
 import torch
 from processes import join_group, spawn
 from torch import Tensor, nn
+from torch._subclasses import FakeTensorMode
 from torch.nn.parallel import DistributedDataParallel
 
 from optlayer import ProblemError, Settings, SettingsError, solve_qp
@@ -354,6 +355,12 @@ def test_a_block_given_as_a_setting_is_told_its_place(block: dict[str, Any], mes
 def test_constant_bounds_that_cross_are_refused(lb: float | Tensor) -> None:
     with pytest.raises(ProblemError, match=r"lb exceeds ub by up to [01](\.5)?, expected lb <= ub"):
         QPLayer(2, inputs=("q",), constants={"lb": lb, "ub": 0.0})
+
+
+def test_constant_bounds_without_values_are_not_compared() -> None:
+    assert QPLayer(2, inputs=("q",), constants={"lb": 0.0, "ub": torch.ones(2)}, device="meta").lb.is_meta
+    with FakeTensorMode():
+        QPLayer(2, inputs=("q",), constants={"lb": 0.0, "ub": torch.ones(2)})
 
 
 def test_constants_are_taken_to_the_dtype_of_the_layer() -> None:

@@ -22,7 +22,9 @@ static constexpr double PROGRESS = 0.9;               // a residual below this p
 static constexpr double STUCK = 0.8;    // one that keeps more than this part over a step may belong to no solution
 static constexpr double DIVERGED = 1e3; // scaled variables of this size may be on a ray
 static constexpr double RIPE = 1e-3;    // relative residuals at which the active set may show
-static constexpr double PATIENCE = 4;   // steps that a ripe lane is given to show it clearly, before it is tried anyhow
+// Steps that a ripe lane is given to show it clearly, before it is tried anyhow. With 2 of them 1.7 times as many first
+// attempts fail at n = 100.
+static constexpr double PATIENCE = 4;
 static constexpr double RIPER = 1e-3;   // of the residuals at a failed attempt: worth another
 
 // How far an interior point has come, and the proximal term of its next step.

@@ -33,7 +33,9 @@ static constexpr double DRIFT = 1e-6;  // relative residuals below which C x is 
 template <class V>
 struct Newton {
   static constexpr double CAP = 100;    // of the weight split, on data scaled to order one
-  static constexpr double CLEAR = 100;  // an inequality that leans so far one way shows its side
+  // An inequality that leans so far one way shows its side. With 1000 half as many first attempts fail, but all come a
+  // fourth of a step later (random programs, n = 10 to 100).
+  static constexpr double CLEAR = 100;
 
   const Program<V>* Q;
   const Rules* rules;
